@@ -1,0 +1,65 @@
+"""The errors sfumato raises. Each message is one line: what was wrong, which value, what to do."""
+
+
+class SfumatoError(Exception):
+    """Root of every error this package raises on purpose. `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class InvalidRequest(SfumatoError, ValueError):
+    """A value the user chose can't work: unknown sampler, impossible size, steps out of range."""
+
+    exit_code = 2
+
+
+class InvalidConfig(SfumatoError, ValueError):
+    """A model's or the user's configuration contradicts itself or isn't supported."""
+
+    exit_code = 2
+
+
+class ModelNotFound(SfumatoError, FileNotFoundError):
+    """No model of that name, path or Hub id."""
+
+    exit_code = 2
+
+
+class CheckpointError(SfumatoError):
+    """A weight file is damaged, incomplete, or not of a layout we know."""
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """A weight file asks for something other than tensors: code, an import, an absurd size. Nothing of it was run."""
+
+
+class HubError(SfumatoError):
+    """The Hub could not be reached, or refused: no network, no token, gated repository."""
+
+
+class MissingExtra(SfumatoError, ImportError):
+    """An optional dependency isn't installed; the message names the extra."""
+
+    exit_code = 2
+
+
+class NumericalError(SfumatoError, ArithmeticError):
+    """NaN or infinity appeared; the message names the first layer that produced it."""
+
+
+class OutOfMemory(SfumatoError, MemoryError):
+    """The machine's or the device's memory doesn't suffice for this size."""
+
+
+class OutputError(SfumatoError, OSError):
+    """A result could not be written: folder read-only, disk full, file already there."""
+
+
+class UnsafeContent(SfumatoError):
+    """The safety policy refused the picture, or couldn't check it and was told to block."""
+
+
+class Cancelled(SfumatoError):
+    """The user or the caller stopped the work."""
+
+    exit_code = 130

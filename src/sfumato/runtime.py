@@ -1,0 +1,68 @@
+"""What the machine offers: devices, dtypes, optional packages. The only place that looks."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from sfumato.errors import InvalidRequest, MissingExtra
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("sfumato")
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import an optional dependency, or raise `MissingExtra` saying which extra brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise MissingExtra(f"this needs the package {package}: pip install 'sfumato[{extra}]'") from error
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """`auto` is cuda (NVIDIA or ROCm), else mps, else cpu. Asking for a device that isn't there is `InvalidRequest`."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            logger.warning("device mps: sfumato's tests have not been run on it")
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidRequest(f"device {name!r} is unknown: use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InvalidRequest(f"device {name!r} is not supported: use auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise InvalidRequest(f"device {name!r}: torch {torch.__version__} sees no CUDA or ROCm device; use cpu")
+        if (device.index or 0) >= count:
+            raise InvalidRequest(f"device {name!r}: this machine has {count}, numbered from 0")
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise InvalidRequest("device 'mps' is not available on this machine: use cpu")
+        logger.warning("device mps: sfumato's tests have not been run on it")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on a CPU (exact, and half precision is slow there) and float16 elsewhere."""
+    import torch
+
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name not in DTYPES:
+        raise InvalidRequest(f"dtype {name!r} is unknown: use auto, {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
