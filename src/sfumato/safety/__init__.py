@@ -1,1 +1,1 @@
-
+"""Judging finished pictures: the published checkers, and what to do with what they say."""
