@@ -1,0 +1,140 @@
+"""CLIP's text tower: token ids to one context vector a token (Radford et al. 2021). Defaults are ViT-L/14, SD v1's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import InvalidConfig
+from sfumato.models.published import positive, require_fields, require_values
+from sfumato.nn.clip import ACTIVATIONS, ClipEncoder
+from sfumato.weights.mapper import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipTextConfig:
+    """Shape of the text encoder. Defaults are Stable Diffusion v1."""
+
+    vocab_size: int = 49408
+    positions: int = 77
+    width: int = 768
+    hidden: int = 3072
+    layers: int = 12
+    heads: int = 12
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        positive(
+            "text encoder",
+            vocab_size=self.vocab_size,
+            positions=self.positions,
+            width=self.width,
+            hidden=self.hidden,
+            layers=self.layers,
+            heads=self.heads,
+        )
+        if self.width % self.heads:
+            raise InvalidConfig(f"text encoder: width {self.width} doesn't divide into {self.heads} heads")
+        if self.activation not in ACTIVATIONS:
+            raise InvalidConfig(f"text encoder: activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+
+    @classmethod
+    def from_published(cls, values: Mapping[str, Any]) -> Self:
+        """From transformers' `text_encoder/config.json`."""
+        require_values("text encoder", values, {"model_type": ("clip_text_model",)})
+        require_fields(
+            "text encoder",
+            values,
+            ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        )
+        return cls(
+            vocab_size=values["vocab_size"],
+            positions=values.get("max_position_embeddings", 77),
+            width=values["hidden_size"],
+            hidden=values["intermediate_size"],
+            layers=values["num_hidden_layers"],
+            heads=values["num_attention_heads"],
+            activation=values.get("hidden_act", "quick_gelu"),
+            eps=values.get("layer_norm_eps", 1e-5),
+        )
+
+    def to_published(self) -> dict[str, Any]:
+        """Inverse of `from_published`."""
+        return {
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.positions,
+            "hidden_size": self.width,
+            "intermediate_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "hidden_act": self.activation,
+            "layer_norm_eps": self.eps,
+            "projection_dim": self.width,
+            "torch_dtype": "float32",
+        }
+
+
+class ClipTextEmbeddings(nn.Module):
+    def __init__(self, config: ClipTextConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Embedding(config.positions, config.width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) → (B, T, width)"""
+        out: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        return out
+
+
+class ClipText(nn.Module):
+    """Causal transformer over token ids."""
+
+    def __init__(self, config: ClipTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = ClipTextEmbeddings(config)
+        self.encoder = ClipEncoder(
+            config.width,
+            config.heads,
+            config.hidden,
+            config.layers,
+            activation=config.activation,
+            eps=config.eps,
+            causal=True,
+        )
+        self.final_layer_norm = nn.LayerNorm(config.width, eps=config.eps)
+
+    def forward(self, ids: Tensor, *, clip_skip: int = 0) -> Tensor:
+        """Token ids (B, T) → hidden states (B, T, width) after the final LayerNorm.
+
+        `clip_skip` leaves out that many of the last layers (1 is what other programs call "clip skip 2").
+        """
+        depth = self.config.layers - clip_skip
+        if not 1 <= depth <= self.config.layers:
+            raise InvalidConfig(f"clip_skip {clip_skip}: this text encoder has {self.config.layers} layers")
+        out: Tensor = self.final_layer_norm(self.encoder(self.embeddings(ids), depth))
+        return out
+
+    def pooled(self, hidden: Tensor, ids: Tensor, eos_id: int) -> Tensor:
+        """The state at each row's first end-of-text token: (B, T, width), (B, T) → (B, width)."""
+        return hidden[torch.arange(ids.shape[0]), (ids == eos_id).int().argmax(dim=-1)]
+
+
+def layout(*prefixes: str) -> Layout:
+    """Our names are transformers'; only what stands before them differs."""
+    parts = ("embeddings", "encoder", "final_layer_norm")
+    return Layout(
+        modules={part: tuple(prefix + part for prefix in prefixes) for part in parts},
+        ignored=(*(f"{prefix}embeddings.position_ids" for prefix in prefixes), "text_projection.weight"),
+    )
+
+
+# transformers 5 dropped the prefix when writing; files of both kinds are about, and it reads both.
+DIFFUSERS = layout("text_model.", "")

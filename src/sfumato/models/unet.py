@@ -1,0 +1,398 @@
+"""The denoiser: a UNet with cross-attention (Rombach et al. 2022, appendix E). Defaults are Stable Diffusion v1.
+
+Parameter names are those of the diffusers layout, which people who write adapters know; the CompVis names are
+generated from the same config in `compvis.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.errors import InvalidConfig
+from sfumato.models.published import divisible, positive, require_fields, require_values
+from sfumato.nn.attention import attention
+from sfumato.nn.embeddings import timestep_embedding
+from sfumato.nn.resnet import ResnetBlock
+from sfumato.weights.mapper import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UNetConfig:
+    """Shape of the denoiser. `attention`, `heads` and `depth` (transformer blocks) have one value a level."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    attention: tuple[bool, ...] = (True, True, True, False)
+    layers_per_block: int = 2
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    depth: tuple[int, ...] = (1, 1, 1, 1)
+    context_dim: int = 768
+    norm_groups: int = 32
+    linear_projection: bool = False
+    upcast_attention: bool = False
+    sample_size: int = 64
+
+    def __post_init__(self) -> None:
+        positive(
+            "UNet",
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            layers_per_block=self.layers_per_block,
+            context_dim=self.context_dim,
+            norm_groups=self.norm_groups,
+            sample_size=self.sample_size,
+        )
+        levels = len(self.block_channels)
+        if levels < 1 or not len(self.attention) == len(self.heads) == len(self.depth) == levels:
+            raise InvalidConfig("UNet: block_channels, attention, heads and depth need one value a level")
+        for channels, heads, depth in zip(self.block_channels, self.heads, self.depth, strict=True):
+            positive("UNet", block_channels=channels, heads=heads, depth=depth)
+            if channels % heads:
+                raise InvalidConfig(f"UNet: {channels} channels don't divide into {heads} heads")
+        divisible("UNet", groups=self.norm_groups, channels=self.block_channels)
+
+    @classmethod
+    def from_published(cls, values: Mapping[str, Any]) -> Self:
+        """From diffusers' `unet/config.json`."""
+        require_fields("UNet", values, ("block_out_channels", "down_block_types", "cross_attention_dim"))
+        require_values("UNet", values, _FIXED)
+        down = values["down_block_types"]
+        levels = len(down)
+        kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+        require_values("UNet", {f"down_block_types[{i}]": kind for i, kind in enumerate(down)}, {
+            f"down_block_types[{i}]": tuple(kinds) for i in range(levels)
+        })  # fmt: skip
+        mirrored = [kind.replace("Down", "Up") for kind in reversed(down)]
+        require_values("UNet", values, {"up_block_types": (mirrored,)})
+        # "attention_head_dim" of the published configs is the number of heads; a later field says so by its name.
+        heads = values.get("num_attention_heads") or values.get("attention_head_dim", 8)
+        depth = values.get("transformer_layers_per_block", 1)
+        return cls(
+            in_channels=values.get("in_channels", 4),
+            out_channels=values.get("out_channels", 4),
+            block_channels=tuple(values["block_out_channels"]),
+            attention=tuple(kinds[kind] for kind in down),
+            layers_per_block=values.get("layers_per_block", 2),
+            heads=_per_level(heads, levels),
+            depth=_per_level(depth, levels),
+            context_dim=values["cross_attention_dim"],
+            norm_groups=values.get("norm_num_groups", 32),
+            linear_projection=values.get("use_linear_projection", False),
+            upcast_attention=values.get("upcast_attention", False),
+            sample_size=values.get("sample_size") or 64,
+        )
+
+    def to_published(self) -> dict[str, Any]:
+        """Inverse of `from_published`."""
+        down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in self.attention]
+        return {
+            "_class_name": "UNet2DConditionModel",
+            "_diffusers_version": "0.12.0",
+            "act_fn": "silu",
+            "attention_head_dim": _one_or_list(self.heads),
+            "block_out_channels": list(self.block_channels),
+            "center_input_sample": False,
+            "cross_attention_dim": self.context_dim,
+            "down_block_types": down,
+            "downsample_padding": 1,
+            "flip_sin_to_cos": True,
+            "freq_shift": 0,
+            "in_channels": self.in_channels,
+            "layers_per_block": self.layers_per_block,
+            "mid_block_scale_factor": 1,
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "norm_eps": 1e-05,
+            "norm_num_groups": self.norm_groups,
+            "out_channels": self.out_channels,
+            "sample_size": self.sample_size,
+            "transformer_layers_per_block": _one_or_list(self.depth),
+            "up_block_types": [kind.replace("Down", "Up") for kind in reversed(down)],
+            "upcast_attention": self.upcast_attention,
+            "use_linear_projection": self.linear_projection,
+        }
+
+
+# Fields of the published config whose other values are other networks.
+_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "act_fn": ("silu",),
+    "addition_embed_type": (None,),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_scale_factor": (1, 1.0),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "norm_eps": (1e-5,),
+    "only_cross_attention": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "time_embedding_type": ("positional",),
+    "time_cond_proj_dim": (None,),
+}
+
+
+def _per_level(value: int | list[int], levels: int) -> tuple[int, ...]:
+    return (value,) * levels if isinstance(value, int) else tuple(value)
+
+
+def _one_or_list(values: tuple[int, ...]) -> int | list[int]:
+    return values[0] if len(set(values)) == 1 else list(values)
+
+
+class CrossAttention(nn.Module):
+    """Attention from x to a context; to itself where there is none. Projections have no bias, the output has."""
+
+    def __init__(self, channels: int, heads: int, *, context_dim: int | None, upcast: bool) -> None:
+        super().__init__()
+        self.heads, self.upcast = heads, upcast
+        source = context_dim or channels
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(source, channels, bias=False)
+        self.to_v = nn.Linear(source, channels, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (B, N, C), context (B, T, context_dim) → (B, N, C)"""
+        source = x if context is None else context
+        q, k, v = self.to_q(x), self.to_k(source), self.to_v(source)
+        out: Tensor = self.to_out(attention(q, k, v, heads=self.heads, upcast=self.upcast))
+        return out
+
+
+class GEGLU(nn.Module):
+    """a · gelu(b), both halves of one projection (Shazeer 2020); exact erf GELU."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, hidden * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        out: Tensor = value * F.gelu(gate)
+        return out
+
+
+class FeedForward(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # index 1 was the dropout of training; published weights number the last layer 2
+        self.net = nn.Sequential(GEGLU(channels, channels * 4), nn.Identity(), nn.Linear(channels * 4, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward; each after a LayerNorm, each with a residual."""
+
+    def __init__(self, channels: int, heads: int, config: UNetConfig) -> None:
+        super().__init__()
+        upcast = config.upcast_attention
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = CrossAttention(channels, heads, context_dim=None, upcast=upcast)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = CrossAttention(channels, heads, context_dim=config.context_dim, upcast=upcast)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, N, C), context (B, T, context_dim) → (B, N, C)"""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map, with a residual around them."""
+
+    def __init__(self, channels: int, heads: int, depth: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.linear = config.linear_projection
+        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, config) for _ in range(depth))
+        self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, C, H, W), context (B, T, context_dim) → (B, C, H, W)"""
+        batch, channels, height, width = x.shape
+        h = self.norm(x)
+        if not self.linear:
+            h = self.proj_in(h)
+        h = h.flatten(2).transpose(1, 2)  # (B, H·W, C)
+        if self.linear:
+            h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear:
+            h = self.proj_out(h)
+        h = h.transpose(1, 2).reshape(batch, channels, height, width)
+        if not self.linear:
+            h = self.proj_out(h)
+        out: Tensor = x + h
+        return out
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, ⌈H/2⌉, ⌈W/2⌉)"""
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, C, H, W) → (B, C, *size), nearest then conv; the size is the skip's, which may be odd."""
+        out: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return out
+
+
+class Block(nn.Module):
+    """One level: residual blocks, each followed by a transformer where the level attends."""
+
+    def __init__(
+        self, channels: list[tuple[int, int]], config: UNetConfig, *, attends: bool, heads: int, depth: int
+    ) -> None:
+        super().__init__()
+        time_channels = config.block_channels[0] * 4
+        self.resnets = nn.ModuleList(
+            ResnetBlock(i, o, groups=config.norm_groups, eps=1e-5, time_channels=time_channels) for i, o in channels
+        )
+        self.attentions = nn.ModuleList(
+            SpatialTransformer(o, heads, depth, config) for _, o in (channels if attends else [])
+        )
+
+    def layer(self, j: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        x = self.resnets[j](x, time)
+        return self.attentions[j](x, context) if len(self.attentions) else x
+
+
+class DownBlock(Block):
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        c = config.block_channels
+        previous, out = c[max(level - 1, 0)], c[level]
+        pairs = [(previous, out)] + [(out, out)] * (config.layers_per_block - 1)
+        super().__init__(
+            pairs, config, attends=config.attention[level], heads=config.heads[level], depth=config.depth[level]
+        )
+        last = level == len(c) - 1
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(out)])
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
+        """Every intermediate map, for the way up; the last one is the level's output."""
+        maps = []
+        for j in range(len(self.resnets)):
+            x = self.layer(j, x, time, context)
+            maps.append(x)
+        maps += [downsample(x) for downsample in self.downsamplers]
+        return maps
+
+
+class MidBlock(Block):
+    def __init__(self, config: UNetConfig) -> None:
+        c = config.block_channels[-1]
+        super().__init__([(c, c)], config, attends=True, heads=config.heads[-1], depth=config.depth[-1])
+        time_channels = config.block_channels[0] * 4
+        self.resnets.append(ResnetBlock(c, c, groups=config.norm_groups, eps=1e-5, time_channels=time_channels))
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        out: Tensor = self.resnets[1](self.layer(0, x, time, context), time)
+        return out
+
+
+class UpBlock(Block):
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        c = config.block_channels
+        out, below, above = c[level], c[min(level + 1, len(c) - 1)], c[max(level - 1, 0)]
+        n = config.layers_per_block + 1
+        # each residual block takes the map from below, then its own, and the skip of the same depth on the way down
+        pairs = [((below if j == 0 else out) + (above if j == n - 1 else out), out) for j in range(n)]
+        super().__init__(
+            pairs, config, attends=config.attention[level], heads=config.heads[level], depth=config.depth[level]
+        )
+        self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(out)])
+
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
+        """Takes its skips off the end of `skips`."""
+        for j in range(len(self.resnets)):
+            x = self.layer(j, torch.cat([x, skips.pop()], dim=1), time, context)
+        for upsample in self.upsamplers:
+            height, width = skips[-1].shape[2:]
+            x = upsample(x, (height, width))
+        return x
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid → linear → SiLU → linear."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.linear_1, self.linear_2 = nn.Linear(channels, channels * 4), nn.Linear(channels * 4, channels * 4)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """(B,) → (B, 4·channels)"""
+        embedding = timestep_embedding(timesteps, self.channels).to(self.linear_1.weight.dtype)
+        out: Tensor = self.linear_2(F.silu(self.linear_1(embedding)))
+        return out
+
+
+class UNet(nn.Module):
+    """Predicts the noise (or v) in a latent at a timestep, given a context."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.block_channels
+        levels = range(len(c))
+        self.conv_in = nn.Conv2d(config.in_channels, c[0], 3, padding=1)
+        self.time_embedding = TimeEmbedding(c[0])
+        self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
+        self.mid_block = MidBlock(config)
+        self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
+        self.conv_norm_out = nn.GroupNorm(config.norm_groups, c[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(c[0], config.out_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """latents (B, in_channels, h, w), timesteps (B,), context (B, T, context_dim) → (B, out_channels, h, w)."""
+        time = self.time_embedding(timesteps)
+        x = self.conv_in(latents)
+        skips = [x]
+        for down in self.down_blocks:
+            skips += down(skips[-1], time, context)
+        x = self.mid_block(skips[-1], time, context)
+        for up in self.up_blocks:
+            x = up(x, skips, time, context)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return out
+
+
+DIFFUSERS = Layout(
+    modules={
+        name: (name,)
+        for name in ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+    }
+)

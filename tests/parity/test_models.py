@@ -1,0 +1,135 @@
+"""Each model against diffusers or transformers: random weights through our layout maps, same inputs, same outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import sfumato
+from in_memory import load
+from sfumato.models import autoencoder, clip_text, clip_vision, unet
+from tiny import AUTOENCODERS, TEXT_ENCODERS, UNETS, diffusers_autoencoder, diffusers_unet, randomise, transformers_text
+
+ASSETS = Path(sfumato.__file__).parent / "assets"
+
+
+def assert_close(ours: Tensor, reference: Tensor) -> None:
+    """Within 2e-5 of the output's own spread, the promise of docs/numerics.md."""
+    assert ours.shape == reference.shape
+    assert (ours - reference).abs().max().item() <= 2e-5 * reference.std().item()
+
+
+def gaussian(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unet_matches_diffusers(name: str) -> None:
+    reference = diffusers_unet(name)
+    config = unet.UNetConfig.from_published(dict(reference.config))
+    ours = load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict())
+    x = gaussian(2, config.in_channels, 16, 24)
+    context = gaussian(2, 7, config.context_dim, seed=2)
+    t = torch.tensor([981.0, 12.5])
+    assert_close(ours(x, t, context), reference(x, t, context).sample)
+
+
+@pytest.mark.parametrize("size", [(9, 16), (10, 10), (3, 5), (2, 3)])
+def test_unet_matches_diffusers_at_sizes_that_do_not_halve(size: tuple[int, int]) -> None:
+    reference = diffusers_unet("v1-like")
+    config = unet.UNetConfig.from_published(dict(reference.config))
+    ours = load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict())
+    x, context, t = gaussian(1, 4, *size), gaussian(1, 7, 24, seed=2), torch.tensor([500.0])
+    assert_close(ours(x, t, context), reference(x, t, context).sample)
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_autoencoder_matches_diffusers(name: str) -> None:
+    reference = diffusers_autoencoder(name)
+    config = autoencoder.AutoencoderConfig.from_published(dict(reference.config))
+    ours = load(autoencoder.Autoencoder, config, autoencoder.DIFFUSERS, reference.state_dict())
+    images = gaussian(2, 3, 32, 48)
+    posterior, expected = ours.encode(images), reference.encode(images).latent_dist
+    assert_close(posterior.mean, expected.mean)
+    assert_close(posterior.logvar, expected.logvar)
+    latents = gaussian(2, config.latent_channels, 4, 6)
+    assert_close(ours.decode(latents), reference.decode(latents).sample)
+    assert config.factor * posterior.mean.shape[-1] == 48
+
+
+@pytest.mark.parametrize("name", TEXT_ENCODERS)
+@pytest.mark.parametrize("clip_skip", [0, 1])
+def test_text_encoder_matches_transformers(name: str, clip_skip: int) -> None:
+    reference = transformers_text(name)
+    config = clip_text.ClipTextConfig.from_published(reference.config.to_dict())
+    ours = load(clip_text.ClipText, config, clip_text.DIFFUSERS, reference.state_dict())
+    ids = torch.randint(0, 198, (3, config.positions), generator=torch.Generator().manual_seed(3))
+    ids[:, 5:] = 199
+    output = reference(ids, output_hidden_states=True)
+    final_norm = getattr(reference, "text_model", reference).final_layer_norm
+    assert_close(ours(ids, clip_skip=clip_skip), final_norm(output.hidden_states[-1 - clip_skip]))
+    assert_close(ours.pooled(ours(ids), ids, 199), output.pooler_output)
+
+
+def test_text_encoder_reads_names_with_and_without_the_prefix() -> None:
+    reference = transformers_text("short")
+    config = clip_text.ClipTextConfig.from_published(reference.config.to_dict())
+    bare = {name.removeprefix("text_model."): tensor for name, tensor in reference.state_dict().items()}
+    prefixed = {f"text_model.{name}": tensor for name, tensor in bare.items()}
+    ids = torch.arange(32)[None]
+    a, b = (load(clip_text.ClipText, config, clip_text.DIFFUSERS, names)(ids) for names in (bare, prefixed))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_image_encoder_matches_transformers(activation: str) -> None:
+    published = transformers.CLIPVisionConfig(
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=28,
+        patch_size=7,
+        projection_dim=20,
+        hidden_act=activation,
+    )
+    reference = randomise(transformers.CLIPVisionModelWithProjection(published), 0)
+    config = clip_vision.ClipVisionConfig.from_published(published.to_dict())
+    layout = clip_vision.layout("vision_model.")
+    ours = load(clip_vision.ClipVision, config, layout, reference.state_dict())
+    pixels = gaussian(2, 3, 28, 28)
+    assert_close(ours(pixels), reference(pixels).image_embeds)
+
+
+def test_default_shapes_are_v1() -> None:
+    with torch.device("meta"):
+        models = unet.UNet(unet.UNetConfig()), autoencoder.Autoencoder(autoencoder.AutoencoderConfig())
+        text = clip_text.ClipText(clip_text.ClipTextConfig())
+    counts = [sum(p.numel() for p in model.parameters()) for model in (*models, text)]
+    assert counts == [859_520_964, 83_653_863, 123_060_480]
+
+
+@pytest.mark.parametrize(
+    ("config", "file"),
+    [
+        (unet.UNetConfig, "unet"),
+        (autoencoder.AutoencoderConfig, "vae"),
+        (clip_text.ClipTextConfig, "text_encoder"),
+    ],
+)
+@pytest.mark.parametrize("model", ["v1", "pocket"])
+def test_configs_round_trip_to_the_published_json(config: type, file: str, model: str) -> None:
+    published = json.loads((ASSETS / model / file / "config.json").read_text())
+    ours = config.from_published(published)
+    if model == "v1":
+        assert ours == config()
+    written = ours.to_published()
+    assert config.from_published(written) == ours
+    for name, value in written.items():
+        if name in published and not name.startswith("_") and name != "sample_size":
+            assert value == published[name], name
