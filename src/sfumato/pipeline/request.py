@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from sfumato.diffusion.catalog import PROFILES, SAMPLERS, check_choice
+from sfumato.diffusion.catalog import PROFILES, SAMPLERS, check_choice, check_spacing
 from sfumato.errors import InvalidRequest
 
 MAX_STEPS = 1000
 MAX_SIDE = 8192
 MAX_SEED = 2**63 - 1
+
+Noise = Literal["cpu", "cuda", "generator"]
+PromptSyntax = Literal["plain", "weighted"]
+LongPrompts = Literal["warn", "chunk"]
+
+_CHOICES: dict[str, Collection[str]] = {
+    "sampler": SAMPLERS,
+    "profile": PROFILES,
+    "noise": get_args(Noise),
+    "prompt_syntax": get_args(PromptSyntax),
+    "long_prompts": get_args(LongPrompts),
+}
+_INTEGERS = {"seed": (0, MAX_SEED), "steps": (1, MAX_STEPS), "clip_skip": (0, 11), "variation_seed": (0, MAX_SEED)}
+_NUMBERS = {
+    "eta": (0.0, 1.0),
+    "rtol": (1e-6, 1.0),
+    "atol": (1e-6, 1.0),
+    "guidance_scale": (0.0, 1000.0),
+    "guidance_rescale": (0.0, 1.0),
+    "variation_strength": (0.0, 1.0),
+    "strength": (0.0, 1.0),
+    "upscale": (1.0, 8.0),
+    "upscale_strength": (0.0, 1.0),
+}
+_TEXTS = ("prompt", "negative_prompt", "model", "spacing", "vae")
+_OPTIONAL = frozenset({"spacing", "vae", "variation_seed", "width", "height"})
+_SOURCES = ("init_image", "mask")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +52,25 @@ class ImageSource:
     width: int
     height: int
     path: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise InvalidRequest(f"an input picture's sha256 {self.sha256!r} must be 64 hexadecimal digits, lower case")
+        for name in ("width", "height"):
+            _check_integer(f"an input picture's {name}", getattr(self, name), 1, 2**31 - 1)
+        if self.path is not None:
+            _check_text("an input picture's path", self.path)
+
+    @classmethod
+    def from_dict(cls, values: object) -> Self:
+        """From plain JSON values. `InvalidRequest` on a missing, unknown or mistyped field."""
+        if not isinstance(values, dict):
+            raise InvalidRequest(f"an input picture is an object of fields, not {type(values).__name__}")
+        fields = {"sha256", "width", "height", "path"}
+        wrong = sorted(map(str, (set(values) - fields) | (fields - {"path"} - set(values))))
+        if wrong:
+            raise InvalidRequest(f"an input picture has fields sha256, width, height and path: see {wrong[0]!r}")
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +100,10 @@ class Request:
     height: int | None = None
     model: str = "pocket"
     vae: str | None = None
-    noise: Literal["cpu", "cuda", "generator"] = "cpu"
+    noise: Noise = "cpu"
     clip_skip: int = 0
-    prompt_syntax: Literal["plain", "weighted"] = "plain"
-    long_prompts: Literal["warn", "chunk"] = "warn"
+    prompt_syntax: PromptSyntax = "plain"
+    long_prompts: LongPrompts = "warn"
     variation_seed: int | None = None
     variation_strength: float = 0.0
     init_image: ImageSource | None = None
@@ -66,57 +113,30 @@ class Request:
     upscale_strength: float = 0.6
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "negative_prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise InvalidRequest(f"{name} must be text, not {type(getattr(self, name)).__name__}")
-        check_choice("sampler", self.sampler, SAMPLERS)
-        check_choice("profile", self.profile, PROFILES)
-        check_choice("noise", self.noise, ("cpu", "cuda", "generator"))
-        check_choice("prompt_syntax", self.prompt_syntax, ("plain", "weighted"))
-        check_choice("long_prompts", self.long_prompts, ("warn", "chunk"))
-        self._check_integer("seed", 0, MAX_SEED)
-        self._check_integer("steps", 1, MAX_STEPS)
-        self._check_integer("clip_skip", 0, 11)
-        if self.variation_seed is not None:
-            self._check_integer("variation_seed", 0, MAX_SEED)
-        self._check_number("eta", 0.0, 1.0)
-        self._check_number("rtol", 1e-6, 1.0)
-        self._check_number("atol", 1e-6, 1.0)
-        self._check_number("guidance_scale", 0.0, 1000.0)
-        self._check_number("guidance_rescale", 0.0, 1.0)
-        self._check_number("variation_strength", 0.0, 1.0)
-        self._check_number("strength", 0.0, 1.0)
-        self._check_number("upscale", 1.0, 8.0)
-        self._check_number("upscale_strength", 0.0, 1.0)
+        absent = {name for name in _OPTIONAL if getattr(self, name) is None}
+        for name in _TEXTS:
+            if name not in absent:
+                _check_text(name, getattr(self, name))
+        for name, options in _CHOICES.items():
+            _check_text(name, getattr(self, name))
+            check_choice(name, getattr(self, name), options)
+        if self.spacing is not None:
+            check_spacing(self.sampler, self.spacing)
+        for name, (low, high) in _INTEGERS.items():
+            if name not in absent:
+                _check_integer(name, getattr(self, name), low, high)
+        for name, (least, most) in _NUMBERS.items():
+            object.__setattr__(self, name, _number(name, getattr(self, name), least, most))
         for name in ("width", "height"):
-            if getattr(self, name) is not None:
-                self._check_side(name)
+            if name not in absent:
+                _check_side(name, getattr(self, name))
         if self.guidance_interval is not None:
-            low, high = self.guidance_interval
-            if not 0.0 <= low < high:
-                raise InvalidRequest(f"guidance_interval {low}..{high} must rise from a σ ≥ 0")
+            object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
+        for name in _SOURCES:
+            if not isinstance(getattr(self, name), ImageSource | None):
+                raise InvalidRequest(f"{name} must be an ImageSource, not {type(getattr(self, name)).__name__}")
         if self.mask is not None and self.init_image is None:
             raise InvalidRequest("mask needs an init_image to apply to")
-
-    def _check_integer(self, name: str, low: int, high: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidRequest(f"{name} {value!r} must be a whole number from {low} to {high}")
-
-    def _check_number(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise InvalidRequest(f"{name} {value!r} must be a number from {low:g} to {high:g}")
-        if not low <= value <= high:
-            raise InvalidRequest(f"{name} {value:g} must be from {low:g} to {high:g}")
-        object.__setattr__(self, name, float(value))
-
-    def _check_side(self, name: str) -> None:
-        self._check_integer(name, 8, MAX_SIDE)
-        value = getattr(self, name)
-        if value % 8:
-            lower, upper = max(8, value // 8 * 8), value // 8 * 8 + 8
-            raise InvalidRequest(f"{name} {value} is not a multiple of 8: use {lower} or {upper}")
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -124,39 +144,72 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.guidance_interval is not None:
+            values["guidance_interval"] = list(self.guidance_interval)
+        return values
 
     def to_json(self) -> str:
         """One line of JSON, keys in the order of the fields."""
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: object) -> Self:
         """Inverse of `to_dict`. Unknown fields are `InvalidRequest`: they could change the picture."""
         if not isinstance(values, dict):
             raise InvalidRequest(f"a request is an object of fields, not {type(values).__name__}")
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        unknown = sorted(map(str, set(values) - {field.name for field in dataclasses.fields(cls)}))
         if unknown:
             raise InvalidRequest(f"a request has no field {unknown[0]!r}")
         if "prompt" not in values:
             raise InvalidRequest("a request needs a prompt")
-        values = dict(values)
-        try:
-            for name in ("init_image", "mask"):
-                if values.get(name) is not None:
-                    values[name] = ImageSource(**values[name])
-            if values.get("guidance_interval") is not None:
-                low, high = values["guidance_interval"]
-                values["guidance_interval"] = (float(low), float(high))
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"a request's {name if 'name' in locals() else 'field'} is malformed: {error}") from error
-        return cls(**values)
+        sources = {name: ImageSource.from_dict(values[name]) for name in _SOURCES if values.get(name) is not None}
+        return cls(**(values | sources))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Inverse of `to_json`."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"a request must be JSON: {error}") from error
         return cls.from_dict(values)
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} must be text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        # Half a surrogate pair: no tokenizer, file or JSON can hold it.
+        raise InvalidRequest(f"{name} has a broken character at position {error.start}: give valid Unicode") from error
+
+
+def _check_integer(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequest(f"{name} {value!r} must be a whole number from {low} to {high}")
+    return value
+
+
+def _number(name: str, value: object, low: float, high: float) -> float:
+    # The comparison is also what refuses NaN and infinities.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidRequest(f"{name} {value!r} must be a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def _check_side(name: str, value: object) -> None:
+    side = _check_integer(name, value, 8, MAX_SIDE)
+    if side % 8:
+        lower = side // 8 * 8
+        raise InvalidRequest(f"{name} {side} is not a multiple of 8: use {lower} or {lower + 8}")
+
+
+def _interval(value: object) -> tuple[float, float]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise InvalidRequest(f"guidance_interval {value!r} must be two numbers: the lowest and the highest σ")
+    low, high = (_number("guidance_interval", end, 0.0, 1e6) for end in value)
+    if not low < high:
+        raise InvalidRequest(f"guidance_interval {low:g}..{high:g} must rise")
+    return low, high

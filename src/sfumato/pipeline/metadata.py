@@ -1,0 +1,121 @@
+"""Provenance in picture files: PNG text, XMP and EXIF, written for other programs too and read with distrust."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sfumato.errors import InvalidRequest
+from sfumato.pipeline.parameters_text import Parameters, format_parameters, parse_parameters
+from sfumato.pipeline.picture_files import read_bounded, reading
+from sfumato.pipeline.provenance import Provenance
+
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+_PNG_KEY = "sfumato"
+_PNG_PARAMETERS = "parameters"
+_PNG_XMP = "XML:com.adobe.xmp"
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_XMP = "http://ns.adobe.com/xap/1.0/"
+_IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+_OWN = "urn:sfumato:1.0:"
+_EXIF_IFD = 0x8769
+_USER_COMMENT = 0x9286
+_UNICODE = b"UNICODE\0"
+_MAX_XMP = 4 * 2**20
+_NOT_IN_XML = re.compile("[\ufffe\uffff]")
+
+
+def xmp_packet(provenance: Provenance) -> bytes:
+    """The XMP packet: made by an algorithm (IPTC's term for it), by which program, and our JSON."""
+    json = _NOT_IN_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", provenance.to_json())
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        f'<rdf:RDF xmlns:rdf="{_RDF}">'
+        f'<rdf:Description rdf:about="" xmlns:xmp="{_XMP}" xmlns:Iptc4xmpExt="{_IPTC}" xmlns:sfumato="{_OWN}">'
+        f"<xmp:CreatorTool>{escape(f'sfumato {provenance.sfumato}')}</xmp:CreatorTool>"
+        f"<Iptc4xmpExt:DigitalSourceType>{SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType>"
+        f"<sfumato:provenance>{escape(json)}</sfumato:provenance>"
+        '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    ).encode()
+
+
+def exif_block(provenance: Provenance) -> bytes:
+    """EXIF with the `parameters` text as user comment, in UTF-16 (big-endian throughout, as A1111 writes it)."""
+    exif = Image.Exif()
+    exif.endian = ">"
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + format_parameters(provenance).encode("utf-16-be")
+    return exif.tobytes()
+
+
+def png_text(provenance: Provenance) -> PngInfo:
+    """The text chunks of a PNG: our JSON, the `parameters` text and the XMP packet."""
+    info = PngInfo()
+    info.add_itxt(_PNG_KEY, provenance.to_json())
+    info.add_text(_PNG_PARAMETERS, format_parameters(provenance))
+    info.add_itxt(_PNG_XMP, xmp_packet(provenance).decode())
+    return info
+
+
+def read_provenance(path: Path) -> Provenance | None:
+    """How the picture was made, if sfumato made it, else None. `InvalidRequest` where picture or record is broken."""
+    return provenance_of(read_bounded(path), str(path))
+
+
+def provenance_of(data: bytes, name: str) -> Provenance | None:
+    """`read_provenance` for a file's bytes; `name` is what errors call it."""
+    with reading(data, name) as picture:
+        text = picture.info.get(_PNG_KEY)
+        packet = picture.info.get("xmp")
+    record = text if isinstance(text, str) else _from_xmp(packet)
+    if record is None:
+        return None
+    try:
+        return Provenance.from_json(record)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{name}: {error}") from error
+
+
+def read_parameters(path: Path) -> Parameters | None:
+    """The settings in A1111's text, ours or another program's; None where the picture has none."""
+    return parameters_of(read_bounded(path), str(path))
+
+
+def parameters_of(data: bytes, name: str) -> Parameters | None:
+    """`read_parameters` for a file's bytes; `name` is what errors call it."""
+    with reading(data, name) as picture:
+        text = picture.info.get(_PNG_PARAMETERS)
+        if not isinstance(text, str):
+            text = _comment_text(picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT))
+    return None if text is None else parse_parameters(text)
+
+
+def _comment_text(comment: object) -> str | None:
+    if not isinstance(comment, bytes) or not comment.startswith(_UNICODE):
+        return None
+    return comment.removeprefix(_UNICODE).decode("utf-16-be", errors="replace")
+
+
+def _from_xmp(packet: object) -> str | None:
+    """Our JSON in an XMP packet, as an element or, as some programs rewrite it, an attribute."""
+    if not isinstance(packet, bytes) or len(packet) > _MAX_XMP:
+        return None
+    try:
+        text = packet.decode().strip("\0")
+        if "<!DOCTYPE" in text:  # nobody's XMP has one, but entity bombs do
+            return None
+        root = ElementTree.fromstring(text)
+    except (UnicodeDecodeError, ElementTree.ParseError):
+        return None
+    name = f"{{{_OWN}}}provenance"
+    for description in root.iter(f"{{{_RDF}}}Description"):
+        found = description.findtext(name) or description.get(name)
+        if found:
+            return found
+    return None

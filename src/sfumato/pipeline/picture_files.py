@@ -1,0 +1,116 @@
+"""Picture files that come from outside, opened with limits on everything; they may be broken or made to do harm."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sfumato.errors import InvalidRequest
+from sfumato.pipeline.request import ImageSource
+
+MAX_BYTES = 256 * 2**20
+MAX_PIXELS = 8192 * 8192
+
+# Only formats that hold pixels: Pillow would also start Ghostscript for EPS.
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+
+
+def open_picture(path: Path) -> tuple[Image.Image, ImageSource]:
+    """A picture file as 8-bit RGB, upright, with what names it in a request. `InvalidRequest` says what is wrong."""
+    data = read_bounded(path)
+    picture = decode_picture(data, str(path))
+    digest = hashlib.sha256(data).hexdigest()
+    return picture, ImageSource(sha256=digest, width=picture.width, height=picture.height, path=str(path))
+
+
+def decode_picture(data: bytes, name: str) -> Image.Image:
+    """A picture file's bytes → 8-bit RGB. `name` is what errors call it.
+
+    Turned as its EXIF orientation says; the first frame of an animation; transparency over white; 16 bits scaled to 8.
+    The size is checked before anything is decoded.
+    """
+    with reading(data, name) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        return _flattened(_eight_bits(upright))
+
+
+@contextmanager
+def reading(data: bytes, name: str) -> Iterator[Image.Image]:
+    """The opened but not decoded picture. Whatever goes wrong with it inside the block is an `InvalidRequest`."""
+    try:
+        # Pillow's own warning begins above our limit, which is an error and says the same.
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+        with picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise InvalidRequest(
+                    f"{name}: {picture.width}×{picture.height} is above the limit of {MAX_PIXELS:,} pixels: "
+                    "give a smaller picture"
+                )
+            yield picture
+    except InvalidRequest:
+        raise
+    except UnidentifiedImageError as error:
+        raise InvalidRequest(f"{name} is not a picture in a known format: give PNG, JPEG, WebP, AVIF or GIF") from error
+    except Image.DecompressionBombError as error:
+        raise InvalidRequest(f"{name} is above the limit of {MAX_PIXELS:,} pixels: give a smaller picture") from error
+    except Exception as error:  # on damaged files Pillow's decoders raise nearly every built-in exception
+        raise InvalidRequest(f"{name} is a damaged picture ({_one_line(error)}): save or download it again") from error
+
+
+def read_bounded(path: Path) -> bytes:
+    """A regular file's bytes, at most `MAX_BYTES` of them. `InvalidRequest` where it can't be had."""
+    data = None
+    try:
+        if stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise InvalidRequest(f"{path} doesn't exist: give the path of a picture") from error
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{path} can't be read ({_one_line(error)}): give the path of a picture") from error
+    if data is None:
+        raise InvalidRequest(f"{path} is not a file: give the path of a picture")
+    if len(data) > MAX_BYTES:
+        raise InvalidRequest(f"{path} is above the limit of {MAX_BYTES >> 20} MB for a picture: give a smaller one")
+    return data
+
+
+def locate(source: ImageSource, beside: Path) -> Path:
+    """Where an input picture is: its path, else its name in the folder `beside`; its content must be the same."""
+    if source.path is None:
+        raise InvalidRequest(f"the input picture {source.sha256[:10]} was given without a file: give it again")
+    for path in (Path(source.path), beside / Path(source.path).name):
+        if path.is_file() and hashlib.sha256(read_bounded(path)).hexdigest() == source.sha256:
+            return path
+    raise InvalidRequest(
+        f"the input picture {source.path} ({source.sha256[:10]}) is not there or has changed: put it back, or give it"
+    )
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Deeper gray pictures scaled to 8 bits; Pillow's own conversion would clip them to white."""
+    if not picture.mode.startswith("I"):
+        return picture
+    gray = np.asarray(picture).astype(np.float64).clip(0, 65535)
+    return Image.fromarray(np.round(gray / 257).astype(np.uint8))
+
+
+def _flattened(picture: Image.Image) -> Image.Image:
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
