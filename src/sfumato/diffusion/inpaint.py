@@ -1,0 +1,63 @@
+"""Inpainting with a plain four-channel model: the known region is put back between steps.
+
+Everything is in σ-space. `mask` (B or 1, 1, h, w) is 1 where to repaint and 0 where to keep, as in diffusers (CompVis'
+own masks are the other way round).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from sfumato.diffusion.catalog import PROFILES, check_choice
+from sfumato.diffusion.noise import Draw, white_noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inpaint:
+    """What to keep: clean `latents` (B, C, h, w) outside `mask`, and `unit`, which gives noise for them when asked.
+
+    `blend_first` puts the known region back before the first model call too, `clean_at_end` after the last step,
+    without noise.
+    """
+
+    latents: Tensor = field(repr=False)
+    mask: Tensor = field(repr=False)
+    unit: Callable[[], Tensor] = field(repr=False)
+    blend_first: bool
+    clean_at_end: bool
+
+    def between(self, x: Tensor, sigma: float) -> Tensor:
+        """x at σ with the known region replaced by the original, noised to σ."""
+        return self._outside(x, self.latents + sigma * self.unit())
+
+    def before_first(self, x: Tensor, sigma: float) -> Tensor:
+        """The state before the first model call."""
+        return self.between(x, sigma) if self.blend_first else x
+
+    def at_end(self, latents: Tensor) -> Tensor:
+        """The finished latents."""
+        return self._outside(latents, self.latents) if self.clean_at_end else latents
+
+    def _outside(self, x: Tensor, known: Tensor) -> Tensor:
+        return self.mask * x + (1.0 - self.mask) * known
+
+
+def keep_known(profile: str, *, latents: Tensor, mask: Tensor, noise: Tensor, draw: Draw) -> Inpaint:
+    """The profile's way of inpainting.
+
+    diffusers: after each step, always with the run's starting `noise`, and clean at the end. CompVis (`ddim.py`):
+    before each call, with fresh noise from `draw`, and not at the end.
+    """
+    check_choice("profile", profile, PROFILES)
+    fresh = PROFILES[profile].inpaint == "compvis"
+    drawn = white_noise(draw, latents)
+    return Inpaint(
+        latents=latents,
+        mask=mask,
+        unit=(lambda: drawn(0.0, 0.0)) if fresh else (lambda: noise),
+        blend_first=fresh,
+        clean_at_end=not fresh,
+    )
