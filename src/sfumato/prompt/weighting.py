@@ -9,7 +9,6 @@ prompt editing `[from:to:when]` is not read.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ OPENED_BY = {")": "(", "]": "["}
 
 # 1.1¹⁰⁰ is 13,781: nobody means that, and the time to parse stays linear.
 MAX_NESTING = 100
+
+# Far beyond sense, and far from overflowing float32 where the weights multiply.
+MAX_WEIGHT = 1e6
 
 PIECE = re.compile(
     r"""
@@ -68,7 +70,7 @@ def split_conditions(prompt: str) -> tuple[Subprompt, ...]:
         text, weight = prompt[start:end], 1.0
         head, colon, tail = text.rpartition(":")
         if colon and NUMBER.fullmatch(tail.strip()):
-            text, weight = head, _finite(tail.strip())
+            text, weight = head, _bounded(float(tail.strip()))
         conditions.append(Subprompt(text=text.rstrip(), weight=weight, start=start))
         start = following
     return tuple(conditions)
@@ -78,7 +80,7 @@ def parse_attention(text: str, start: int = 0) -> tuple[Section, ...]:
     """The sections between `BREAK`s, each a run of fragments; neighbours of equal weight are one fragment.
 
     Fragments are never empty, sections may be. `start` is where `text` begins in the prompt, for `Fragment.origin`.
-    Raises `InvalidRequest` for a weight that is no finite number and for more than 100 brackets open at once.
+    Raises `InvalidRequest` for a weight that is no number or beyond ±10⁶, and for more than 100 brackets open at once.
     """
     runs = _Runs()
     for match in PIECE.finditer(text):
@@ -86,7 +88,7 @@ def parse_attention(text: str, start: int = 0) -> tuple[Section, ...]:
         if match["escaped"] is not None:
             runs.add(match["escaped"], here + 1)
         elif match["weight"] is not None and runs.open["("]:
-            runs.close("(", _finite(match["weight"]))
+            runs.close("(", _number(match["weight"]))
         elif match["bracket"] in OPENING:
             runs.push(match["bracket"])
         elif match["bracket"] is not None and runs.open[OPENED_BY[match["bracket"]]]:
@@ -153,14 +155,17 @@ def _merged(pieces: list[tuple[str, range, float]]) -> Section:
             merged.append(([], [], weight))
         merged[-1][0].append(text)
         merged[-1][1].extend(origin)
-    return tuple(Fragment(text="".join(text), weight=weight, origin=tuple(o)) for text, o, weight in merged)
+    return tuple(Fragment(text="".join(text), weight=_bounded(weight), origin=tuple(o)) for text, o, weight in merged)
 
 
-def _finite(number: str) -> float:
+def _number(written: str) -> float:
     try:
-        value = float(number)
+        return float(written)
     except ValueError as error:
-        raise InvalidRequest(f"the prompt's weight {number!r} is not a number: write it as 1.2") from error
-    if not math.isfinite(value):
-        raise InvalidRequest(f"the prompt's weight {number[:20]}… is too large: weights are around 1")
-    return value
+        raise InvalidRequest(f"the prompt's weight {written[:20]!r} is not a number: write it as 1.2") from error
+
+
+def _bounded(weight: float) -> float:
+    if not abs(weight) <= MAX_WEIGHT:
+        raise InvalidRequest(f"the prompt's weight {weight:g} is beyond ±{MAX_WEIGHT:g}: weights are around 1")
+    return weight
