@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or Ctrl-C never leaves half of one, and names that stay in their folder."""
+"""Writing files so that neither a crash nor a full disk leaves half of one, and names that stay in their folder."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from sfumato.weights.torch_file import read_torch_legacy, read_torch_zip
 
 __all__ = ["Checkpoint", "TensorInfo", "find_weights", "open_checkpoint"]
 
-MAX_INDEX_BYTES = 8 * 2**20
+MAX_INDEX_BYTES = 4 * 2**20
 MAX_SHARDS = 1000
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # diffusers' name, transformers', transformers' .bin

@@ -25,7 +25,7 @@ from sfumato.weights.stored import (
 )
 
 # Python's objects for a JSON text can take twenty times its size; these two bounds keep it under 64 MB.
-MAX_HEADER_BYTES = 8 * 2**20
+MAX_HEADER_BYTES = 4 * 2**20  # that of Stable Diffusion v1 has 0.15
 MAX_HEADER_VALUES = 400_000
 
 DTYPES: dict[str, torch.dtype] = {
