@@ -118,7 +118,7 @@ def _picture_start(schedule: Schedule, steps: int, strength: float) -> tuple[int
 
 def _diffusers_start(schedule: Schedule, steps: int, strength: float) -> tuple[int, bool]:
     """The last int(S·strength) points. Not followed: with PNDM diffusers counts in its list with the doubled entry,
-    repeats one step and skips the next."""
+    repeats one step and skips the next; with LMS it takes the weights of a history that isn't there yet."""
     return int(steps * strength), False
 
 

@@ -417,12 +417,17 @@ _SPACING_RULES: Mapping[str, Callable[[_Choice], list[Point]]] = {
     "align-your-steps": _align_your_steps,
 }
 
+
+def _just_below(t: float) -> int:
+    """Truncation as it falls out in diffusers, whose float32 σ for the last timestep, 999, comes back as 998.9999."""
+    return max(0, math.ceil(t) - 1)
+
+
 _LOGSNR = tuple(name for name, info in SAMPLERS.items() if info.grid == "logsnr")
 
 _WHOLE_T: Mapping[tuple[str, str], Callable[[float], int]] = (
     {(name, "karras"): round for name in (*_LOGSNR, "dpm2", "dpm2_ancestral")}
-    | {(name, "exponential"): int for name in _LOGSNR}
-    | {(name, "beta"): int for name in _LOGSNR}
+    | {(name, spacing): _just_below for name in _LOGSNR for spacing in ("exponential", "beta")}
 )
 """Where diffusers turns the timestep of a given σ into a whole number, and how."""
 
