@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.errors import CheckpointError
 from sfumato.models.published import divisible, positive, require_fields, require_values
 from sfumato.nn.attention import attention
 from sfumato.nn.resnet import ResnetBlock
@@ -274,3 +275,21 @@ DIFFUSERS = Layout(
         for new, old in _OLD_ATTENTION.items()
     }
 )
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> AutoencoderConfig:
+    """The config from the names and shapes of a diffusers file without one beside it. 32 norm groups are assumed."""
+    levels = sum(f"encoder.down_blocks.{i}.resnets.0.conv2.weight" in shapes for i in range(len(shapes)))
+    try:
+        return AutoencoderConfig(
+            in_channels=shapes["encoder.conv_in.weight"][1],
+            out_channels=shapes["decoder.conv_out.weight"][0],
+            latent_channels=shapes["decoder.conv_in.weight"][1],
+            block_channels=tuple(shapes[f"encoder.down_blocks.{i}.resnets.0.conv2.weight"][0] for i in range(levels)),
+            layers_per_block=sum(
+                f"encoder.down_blocks.0.resnets.{j}.conv2.weight" in shapes for j in range(len(shapes))
+            ),
+            quant_conv="quant_conv.weight" in shapes,
+        )
+    except KeyError as error:
+        raise CheckpointError(f"incomplete: {error.args[0]} is missing") from error

@@ -7,7 +7,7 @@ Sources: the published files, and `ldm.modules.diffusionmodules.openaimodel.UNet
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Literal
 
 from sfumato.errors import CheckpointError
@@ -67,9 +67,10 @@ def unet_layout(config: UNetConfig, *, ema: bool = False) -> Layout:
 def autoencoder_layout(config: AutoencoderConfig, *, prefix: str = AUTOENCODER) -> Layout:
     """The autoencoder's names for this shape. The loss it was trained with may be in the file too."""
     attentions = ("encoder.mid_block.attentions.0", "decoder.mid_block.attentions.0")
+    furniture = () if prefix else FURNITURE  # a file of its own has the training's beside the model
     return Layout(
         modules={ours: (prefix + theirs,) for ours, theirs in _autoencoder_modules(config)},
-        ignored=(f"{prefix}loss.*", f"{prefix}model_ema.*"),
+        ignored=(f"{prefix}loss.*", f"{prefix}model_ema.*", *furniture),
         kernels=frozenset(f"{attention}.{name}" for attention in attentions for name in _AUTOENCODER_ATTENTION),
     )
 
@@ -213,9 +214,9 @@ def infer_text(shapes: Shapes) -> ClipTextConfig:
     )
 
 
-def has_ema(shapes: Shapes) -> bool:
+def has_ema(names: Container[str]) -> bool:
     """Whether the file holds the UNet's moving average beside its last step."""
-    return _ema_name(f"{UNET}out.2.weight") in shapes
+    return _ema_name(f"{UNET}out.2.weight") in names
 
 
 def autoencoder_kind(shapes: Shapes) -> tuple[Literal["diffusers", "compvis"], str]:

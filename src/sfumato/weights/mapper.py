@@ -62,10 +62,11 @@ def written_entries(module: nn.Module, layout: Layout) -> Iterator[Entry]:
         yield Entry(ours, layout.names(ours)[0], shape)
 
 
-def match(module: nn.Module, layout: Layout, checkpoint: Checkpoint, *, within: str = "") -> list[Entry]:
+def match(module: nn.Module, layout: Layout, checkpoint: Checkpoint, *, within: str | None = "") -> list[Entry]:
     """Pair every tensor of `module` with one in `checkpoint`.
 
-    `within` limits the check for left-over names to those that start with it (a single file holds several models).
+    `within` limits the check for left-over names to those that start with it (a single file holds several models);
+    None leaves the check out.
     Raises `CheckpointError` naming the first missing, left-over or mis-shaped tensors.
     """
     found, missing, misshaped = [], [], []
@@ -83,7 +84,8 @@ def match(module: nn.Module, layout: Layout, checkpoint: Checkpoint, *, within: 
     extra = [
         name
         for name in checkpoint.tensors
-        if name.startswith(within)
+        if within is not None
+        and name.startswith(within)
         and name not in used
         and not any(fnmatch.fnmatchcase(name, pattern) for pattern in layout.ignored)
     ]

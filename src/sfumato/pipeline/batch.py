@@ -1,0 +1,215 @@
+"""One batch of pictures, from requests to decoded tensors. A CPU runs each picture by itself (docs/numerics.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from sfumato.diffusion import sampling
+from sfumato.diffusion.denoiser import Predict
+from sfumato.diffusion.guidance import guide
+from sfumato.diffusion.inpaint import Inpaint, keep_known
+from sfumato.diffusion.noise import Draw, generator_noise, seeded_noise, seeds_from
+from sfumato.errors import InvalidRequest
+from sfumato.pipeline.conditioning import Conditioning, answers
+from sfumato.pipeline.images import mask_to_latents
+from sfumato.pipeline.model import Model
+from sfumato.pipeline.nan_guard import check_finite
+from sfumato.pipeline.request import Request
+
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a batch starts from beside its prompts: a picture (1, 3, H, W) in [-1, 1] with a mask (1, 1, H, W), 1 to
+    repaint; or unit noise `latents` (B, C, h, w) in the place of what the seeds would draw."""
+
+    picture: Tensor | None = None
+    mask: Tensor | None = None
+    latents: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Pictures that run together: their requests agree in everything but prompts and seeds, sizes resolved."""
+
+    model: Model
+    requests: tuple[Request, ...]
+    conditioning: Conditioning
+    inputs: Inputs
+    draw: Draw
+    brownian_seeds: tuple[int, ...]
+
+    @property
+    def request(self) -> Request:
+        """The settings all of them share."""
+        return self.requests[0]
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(B, C, h, w) for pictures of this many pixels."""
+        config = self.model.autoencoder.config
+        return (len(self.requests), config.latent_channels, height // config.factor, width // config.factor)
+
+
+def batch_key(request: Request) -> Request:
+    """What requests must agree in to run as one batch."""
+    return request.replace(prompt="", negative_prompt="", seed=0, variation_seed=None)
+
+
+def noise_source(requests: Sequence[Request], generator: Generators | None) -> tuple[Draw, tuple[int, ...]]:
+    """Where a batch's numbers come from, and the seeds of its Brownian paths."""
+    if generator is None:
+        seeds = tuple(request.seed for request in requests)
+        return seeded_noise(requests[0].noise, seeds), seeds
+    generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    if len(generators) not in (1, len(requests)):
+        raise InvalidRequest(f"{len(generators)} generators for {len(requests)} pictures: give one, or one for each")
+    single = len(generators) == 1
+    seeds = (
+        seeds_from(generators[0], len(requests)) if single else tuple(s for g in generators for s in seeds_from(g, 1))
+    )
+    return generator_noise(generators[0] if single else generators), seeds
+
+
+def generate_batch(batch: Batch, on_step: sampling.OnStep) -> Tensor:
+    """Sample and decode: (B, 3, H, W), about [-1, 1]; what the mask keeps is the original's pixels.
+
+    With `upscale` above 1 the decoded picture is enlarged and gone over again, from `upscale_strength` of the noise.
+    """
+    request, inputs = batch.request, batch.inputs
+    assert request.width and request.height
+    strength = None if inputs.picture is None else request.strength
+    picture = inputs.picture
+    images = decode(batch.model, _sample(batch, picture, inputs.mask, strength, on_step))
+    mask = inputs.mask
+    if request.upscale > 1.0:
+        width, height = (round(side * request.upscale / 8) * 8 for side in (request.width, request.height))
+        enlarged = interpolate(images, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+        if picture is not None and mask is not None:
+            picture = interpolate(picture, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+            mask = interpolate(mask, size=(height, width))
+        images = decode(batch.model, _sample(batch, enlarged, mask, request.upscale_strength, on_step))
+    if picture is not None and mask is not None:
+        images = torch.where(mask.to(images.device) > 0.5, images, picture.to(images))
+    return images
+
+
+def _sample(
+    batch: Batch, picture: Tensor | None, mask: Tensor | None, strength: float | None, on_step: sampling.OnStep
+) -> Tensor:
+    """Scaled latents (B, C, h, w) of one pass."""
+    request, model = batch.request, batch.model
+    plan = make_plan(model, request, strength)
+    height, width = (request.height, request.width) if picture is None else picture.shape[2:]
+    assert width and height
+    shape = batch.latent_shape(width, height)
+    # The order of draws is diffusers': the picture's posterior, the starting noise, the masked picture's posterior.
+    original = None if picture is None else encode(model, picture, batch.draw, len(batch.requests))
+    noise = _starting_noise(batch, shape).to(model.device)
+    pure = mask is not None and strength == 1.0  # diffusers: inpainting at full strength starts from noise alone
+    x = sampling.enter(plan, noise, None if pure else original)
+    inpaint: Inpaint | None = None
+    extra: Tensor | None = None
+    if mask is not None and picture is not None and original is not None:
+        latent_mask = mask_to_latents(mask, shape[3], shape[2]).to(model.device)
+        if model.inpaints:
+            masked = encode(model, picture * (mask < 0.5), batch.draw, len(batch.requests))
+            extra = torch.cat([latent_mask.expand(len(batch.requests), -1, -1, -1), masked], dim=1)
+        else:
+            inpaint = keep_known(request.profile, latents=original, mask=latent_mask, noise=noise, draw=batch.draw)
+    step_noise = sampling.step_noise(plan, batch.draw, batch.brownian_seeds, x) if plan.draws_noise else None
+    return sampling.run(
+        plan,
+        guarded_predict(model, batch.conditioning, request, extra),
+        x,
+        prediction=model.prediction,
+        noise=step_noise,
+        on_step=on_step,
+        inpaint=inpaint,
+    )
+
+
+def make_plan(model: Model, request: Request, strength: float | None = None) -> sampling.Plan:
+    """What a request's sampler will walk with this model; `strength` as in `sampling.plan`."""
+    return sampling.plan(
+        model.noise_schedule,
+        sampler=request.sampler,
+        steps=request.steps,
+        spacing=request.spacing,
+        profile=request.profile,
+        strength=strength,
+        eta=request.eta,
+        rtol=request.rtol,
+        atol=request.atol,
+    )
+
+
+def guarded_predict(
+    model: Model, conditioning: Conditioning, request: Request, extra_channels: Tensor | None = None
+) -> Predict:
+    """The guided UNet as samplers call it; NaN or infinity in an answer is an error that names the layer."""
+    predict = guide(
+        answers(model, conditioning, extra_channels),
+        scale=request.guidance_scale,
+        weights=conditioning.weights,
+        rescale=request.guidance_rescale,
+        interval=request.guidance_interval,
+    )
+
+    def guarded(x_in: Tensor, t: float, sigma: float) -> Tensor:
+        answer = predict(x_in, t, sigma)
+        check_finite(answer, "the UNet", model.unet, lambda: predict(x_in, t, sigma))
+        return answer
+
+    return guarded
+
+
+def _starting_noise(batch: Batch, shape: tuple[int, ...]) -> Tensor:
+    """Unit noise (B, C, h, w) float32 on the CPU: given, or each picture's own, moved towards its variation's."""
+    given = batch.inputs.latents
+    if given is not None:
+        if tuple(given.shape) != shape:
+            raise InvalidRequest(f"latents of shape {tuple(given.shape)} were given, this request needs {shape}")
+        return given.float()
+    noise = batch.draw(shape)
+    strength = batch.request.variation_strength
+    if strength == 0.0:
+        return noise
+    seeds = [r.seed if r.variation_seed is None else r.variation_seed for r in batch.requests]
+    others = seeded_noise(batch.request.noise, seeds)(shape)
+    return torch.stack([slerp(a, b, strength) for a, b in zip(noise, others, strict=True)])
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """Spherical interpolation of two tensors of one shape (Shoemake 1985), linear where they are nearly parallel."""
+    cosine = torch.dot((a / a.norm()).flatten(), (b / b.norm()).flatten()).clamp(-1, 1)
+    if cosine.abs() > 0.9995:
+        return torch.lerp(a, b, weight)
+    angle = torch.acos(cosine)
+    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+
+
+def encode(model: Model, picture: Tensor, draw: Draw, count: int = 1) -> Tensor:
+    """Scaled latents (count, C, h, w) of a picture (1 or count, 3, H, W) in [-1, 1]: a sample of the posterior each."""
+    pixels = picture.to(model.device, model.dtype)
+    posterior = model.autoencoder.encode(pixels)
+    check_finite(posterior.mean, "the autoencoder", model.autoencoder, lambda: model.autoencoder.encode(pixels))
+    noise = draw((count, *posterior.mean.shape[1:])).to(posterior.mean)
+    return posterior.sample(noise).float() * model.autoencoder.config.scaling_factor
+
+
+def decode(model: Model, latents: Tensor) -> Tensor:
+    """Scaled latents (B, C, h, w) → pictures (B, 3, H, W) float32, about [-1, 1]; one by one, to bound the memory."""
+    unscaled = (latents / model.autoencoder.config.scaling_factor).to(model.dtype)
+
+    def decode_one(one: Tensor) -> Tensor:
+        image = model.autoencoder.decode(one)
+        check_finite(image, "the autoencoder", model.autoencoder, lambda: model.autoencoder.decode(one))
+        return image.float()
+
+    return torch.cat([decode_one(one) for one in unscaled.split(1)])

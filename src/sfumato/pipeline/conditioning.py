@@ -1,0 +1,90 @@
+"""From prompts to what the UNet attends to, and from that to the answers guidance combines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sfumato.diffusion.guidance import Answers
+from sfumato.errors import InvalidRequest
+from sfumato.prompt.chunks import align_windows, plan_prompt
+from sfumato.prompt.contexts import encode
+
+if TYPE_CHECKING:
+    from sfumato.pipeline.model import Model
+    from sfumato.pipeline.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """Contexts (B, T, C), the negative prompt's first, then one a condition, and each condition's weight.
+
+    `cut` is the text of each of the B prompts that didn't fit, one string a picture.
+    """
+
+    contexts: tuple[Tensor, ...]
+    weights: tuple[float, ...]
+    cut: tuple[str, ...]
+
+
+def encode_request(model: Model, request: Request) -> Conditioning:
+    """The conditioning of one picture. Raises `InvalidRequest` for prompts the tokenizer or their syntax refuses."""
+    layers = model.text_encoder.config.layers
+    if request.clip_skip >= layers:
+        raise InvalidRequest(f"clip_skip {request.clip_skip}: this model's text encoder has {layers} layers")
+    prompt = plan_prompt(
+        model.tokenizer, request.prompt, syntax=request.prompt_syntax, long_prompts=request.long_prompts
+    )
+    negative = plan_prompt(
+        model.tokenizer,
+        request.negative_prompt,
+        syntax=request.prompt_syntax,
+        long_prompts=request.long_prompts,
+        split_and=False,
+    )
+    prompt, negative = align_windows(model.tokenizer, (prompt, negative))
+
+    def encode_ids(ids: Tensor) -> Tensor:
+        # One window at a time: a window's numbers must not depend on how many there are.
+        return torch.cat([model.text_encoder(row[None].to(model.device), clip_skip=request.clip_skip) for row in ids])
+
+    encoded = [*encode(negative, encode_ids), *encode(prompt, encode_ids)]
+    contexts, weights = zip(*encoded, strict=True)
+    return Conditioning(contexts, weights[1:], ("".join((*prompt.cut, *negative.cut)),))
+
+
+def stack(conditionings: Sequence[Conditioning]) -> Conditioning:
+    """Several pictures' conditionings as one batch; they must have equally many conditions of equal length."""
+    return Conditioning(
+        tuple(torch.cat(contexts) for contexts in zip(*(c.contexts for c in conditionings), strict=True)),
+        conditionings[0].weights,
+        tuple(cut for c in conditionings for cut in c.cut),
+    )
+
+
+def stackable(conditionings: Sequence[Conditioning]) -> bool:
+    """Whether `stack` can make one batch of them."""
+    shapes = {(tuple(context.shape[1:] for context in c.contexts), c.weights) for c in conditionings}
+    return len(shapes) == 1
+
+
+def answers(model: Model, conditioning: Conditioning, extra_channels: Tensor | None = None) -> Answers:
+    """What `guide` calls: the UNet's answers under the conditions asked for, in one forward.
+
+    `extra_channels` (B, 5, h, w) are an inpainting UNet's mask and masked latents, which stand behind the latents.
+    """
+
+    def evaluate(x_in: Tensor, t: float, which: tuple[int, ...]) -> Sequence[Tensor]:
+        if extra_channels is not None:
+            x_in = torch.cat([x_in, extra_channels], dim=1)
+        latents = torch.cat([x_in] * len(which)).to(model.dtype)
+        context = torch.cat([conditioning.contexts[i] for i in which])
+        timesteps = torch.full((len(latents),), t, dtype=torch.float32, device=latents.device)
+        answer: Tensor = model.unet(latents, timesteps, context)
+        return answer.float().chunk(len(which))
+
+    return evaluate

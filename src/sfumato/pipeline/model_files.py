@@ -1,0 +1,265 @@
+"""A model as it lies on disk, in either layout: its parts with their configs, matched name by name, not yet read.
+
+Loading, converting and inspecting all start from `open_model`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+
+from sfumato.errors import CheckpointError, InvalidConfig, ModelNotFound
+from sfumato.models import autoencoder, clip_text, compvis, unet
+from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
+from sfumato.models.clip_text import ClipText, ClipTextConfig
+from sfumato.models.unet import UNet, UNetConfig
+from sfumato.weights.checkpoint import Checkpoint, find_weights, open_checkpoint
+from sfumato.weights.mapper import Entry, Layout, match
+
+logger = logging.getLogger("sfumato")
+
+# The published v1 tokenizer and configs: what a single file of v1 leaves out.
+V1 = Path(__file__).parents[1] / "assets" / "v1"
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+# Where a single file that we write says what its shapes don't.
+METADATA_KEY = "sfumato.model"
+MAX_CONFIG_BYTES = 4 * 2**20
+
+LayoutName = Literal["diffusers", "compvis"]
+Module = TypeVar("Module", UNet, Autoencoder, ClipText)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(Generic[Module]):
+    """One network of a model: its module without numbers (on the `meta` device), and where the numbers are."""
+
+    module: Module
+    entries: tuple[Entry, ...]
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """The parts of a model, its tokenizer's files by name, its scheduler's JSON, and its safety checker's folder.
+
+    `ema` says whether the UNet's numbers are the moving average of a file that holds the last step too.
+    """
+
+    path: Path
+    layout: LayoutName
+    unet: Part[UNet]
+    vae: Part[Autoencoder]
+    text_encoder: Part[ClipText]
+    tokenizer: Mapping[str, str] = field(repr=False)
+    scheduler: Mapping[str, Any]
+    safety_checker: Path | None = None
+    ema: bool = False
+
+    @property
+    def parts(self) -> Mapping[str, Part[Any]]:
+        """The networks by the names of the diffusers layout's folders."""
+        return {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+
+
+@contextmanager
+def open_model(
+    path: Path, *, vae: Path | None = None, ema: bool = True, variant: str | None = None
+) -> Iterator[ModelFiles]:
+    """Open a diffusers folder or a single file, told apart by what they are.
+
+    `vae` puts another autoencoder in the place of the model's own. `ema` takes the moving average of a single file that
+    holds both it and the last step. `variant` "fp16" prefers a folder's half-precision files. Raises `ModelNotFound`,
+    `CheckpointError` (with the tensor's name) or `InvalidConfig`.
+    """
+    with ExitStack() as stack:
+        yield (_open_folder if path.is_dir() else _open_file)(path, vae, ema, variant, stack)
+
+
+def _open_folder(path: Path, vae: Path | None, ema: bool, variant: str | None, stack: ExitStack) -> ModelFiles:
+    if not (path / "unet").is_dir():
+        raise ModelNotFound(f"{path} is not a model: a diffusers folder has unet/, vae/, text_encoder/ and tokenizer/")
+
+    def part(name: str, module: Callable[[Any], Module], config: Any, layout: Layout) -> Part[Module]:
+        published = config.from_published(_read_json(path / name / "config.json"))
+        checkpoint = stack.enter_context(open_checkpoint(_weights(path / name, variant)))
+        return _part(module(published), layout, checkpoint)
+
+    checker = path / "safety_checker"
+    with torch.device("meta"):
+        return ModelFiles(
+            path=path,
+            layout="diffusers",
+            unet=part("unet", UNet, UNetConfig, unet.DIFFUSERS),
+            vae=_other_autoencoder(vae, stack)
+            if vae
+            else part("vae", Autoencoder, AutoencoderConfig, autoencoder.DIFFUSERS),
+            text_encoder=part("text_encoder", ClipText, ClipTextConfig, clip_text.DIFFUSERS),
+            tokenizer=_read_tokenizer(path / "tokenizer"),
+            scheduler=_read_json(path / "scheduler" / "scheduler_config.json"),
+            safety_checker=checker if (checker / "config.json").is_file() and _has_weights(checker) else None,
+        )
+
+
+def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, stack: ExitStack) -> ModelFiles:
+    checkpoint = stack.enter_context(open_checkpoint(path))
+    _warn_of_strangers(checkpoint)
+    described = _described(checkpoint)
+    try:
+        unet_config, vae_config, text_config = _configs(checkpoint, described, with_vae=vae is None)
+        averaged = ema and compvis.has_ema(checkpoint.tensors)
+        with torch.device("meta"):
+            return ModelFiles(
+                path=path,
+                layout="compvis",
+                unet=_part(
+                    UNet(unet_config),
+                    compvis.unet_layout(unet_config, ema=averaged),
+                    checkpoint,
+                    within=None if averaged else compvis.UNET,  # the averages' prefix is not theirs alone
+                ),
+                vae=_other_autoencoder(vae, stack)
+                if vae
+                else _part(
+                    Autoencoder(vae_config),
+                    compvis.autoencoder_layout(vae_config),
+                    checkpoint,
+                    within=compvis.AUTOENCODER,
+                ),
+                text_encoder=_part(
+                    ClipText(text_config), compvis.text_layout(), checkpoint, within=compvis.TEXT_ENCODER
+                ),
+                tokenizer=described["tokenizer"] if described else _read_tokenizer(V1 / "tokenizer"),
+                scheduler=described["scheduler"] if described else _read_json(V1 / "scheduler/scheduler_config.json"),
+                ema=averaged,
+            )
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _configs(
+    checkpoint: Checkpoint, described: Mapping[str, Any] | None, *, with_vae: bool
+) -> tuple[UNetConfig, AutoencoderConfig, ClipTextConfig]:
+    """From the file's own description where there is one, else from its names and shapes."""
+    if described:
+        return (
+            UNetConfig.from_published(described["unet"]),
+            AutoencoderConfig.from_published(described["vae"]),
+            ClipTextConfig.from_published(described["text_encoder"]),
+        )
+    shapes = _shapes(checkpoint)
+    return (
+        compvis.infer_unet(shapes),
+        compvis.infer_autoencoder(shapes) if with_vae else AutoencoderConfig(),
+        compvis.infer_text(shapes),
+    )
+
+
+def _other_autoencoder(path: Path, stack: ExitStack) -> Part[Autoencoder]:
+    """An autoencoder of its own: a diffusers `vae` folder, or a file in either layout (A1111's `.vae.pt` too)."""
+    if path.is_dir():
+        config = AutoencoderConfig.from_published(_read_json(path / "config.json"))
+        checkpoint = stack.enter_context(open_checkpoint(_weights(path, None)))
+        return _part(Autoencoder(config), autoencoder.DIFFUSERS, checkpoint)
+    checkpoint = stack.enter_context(open_checkpoint(path))
+    shapes = _shapes(checkpoint)
+    try:
+        kind, prefix = compvis.autoencoder_kind(shapes)
+        if kind == "diffusers":
+            return _part(Autoencoder(autoencoder.infer(shapes)), autoencoder.DIFFUSERS, checkpoint)
+        config = compvis.infer_autoencoder(shapes, prefix=prefix)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return _part(Autoencoder(config), compvis.autoencoder_layout(config, prefix=prefix), checkpoint, within=prefix)
+
+
+def _part(module: Module, layout: Layout, checkpoint: Checkpoint, *, within: str | None = "") -> Part[Module]:
+    module.eval().requires_grad_(False)
+    return Part(module=module, entries=tuple(match(module, layout, checkpoint, within=within)), checkpoint=checkpoint)
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in checkpoint.tensors.items()}
+
+
+def _weights(folder: Path, variant: str | None) -> Path:
+    """The file to read: the variant asked for, the plain one, or the half-precision one if nothing else is there."""
+    try:
+        return find_weights(folder, variant=variant)
+    except ModelNotFound:
+        with suppress(ModelNotFound):
+            return find_weights(folder, variant="fp16")
+        raise
+
+
+def _has_weights(folder: Path) -> bool:
+    with suppress(ModelNotFound):
+        return _weights(folder, None).is_file()
+    return False
+
+
+def _warn_of_strangers(checkpoint: Checkpoint) -> None:
+    """Fine-tunes carry tensors of tools we don't know beside the model's; they change nothing, but are said."""
+    known = (compvis.UNET, compvis.AUTOENCODER, compvis.TEXT_ENCODER)
+    strangers = [
+        name
+        for name in checkpoint.tensors
+        if not name.startswith(known) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in compvis.FURNITURE)
+    ]
+    if strangers:
+        logger.warning("%s: %d tensors that no part uses, such as %s", checkpoint.path, len(strangers), strangers[0])
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What a single file written by us says of itself: configs, scheduler and tokenizer files."""
+    text = checkpoint.metadata.get(METADATA_KEY)
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+        described = {name: dict(values[name]) for name in ("unet", "vae", "text_encoder", "scheduler", "tokenizer")}
+        tokenizer = described["tokenizer"]
+        if not all(isinstance(tokenizer[name], str) for name in tokenizer) or set(tokenizer) - set(TOKENIZER_FILES):
+            raise ValueError("its tokenizer's files are not what they should be")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its description in {METADATA_KEY!r} is damaged: {error}") from error
+    return described
+
+
+def _read_tokenizer(folder: Path) -> dict[str, str]:
+    files = {name: _read_text(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if not files:
+        raise ModelNotFound(f"{folder}: no tokenizer there; expected vocab.json and merges.txt")
+    return files
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(_read_text(path))
+    except ValueError as error:
+        raise InvalidConfig(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InvalidConfig(f"{path} holds no object of fields")
+    return values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise InvalidConfig(f"{path}: {path.stat().st_size} bytes is too large for a config")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ModelNotFound(f"{path} is missing: the model is incomplete") from None
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(f"{path} is not text: {error}") from error
+    except OSError as error:
+        raise ModelNotFound(f"{path} can't be read: {error.strerror}") from error

@@ -1,0 +1,57 @@
+"""Finding where NaN or infinity came from, so that nobody gets a black picture without a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import NumericalError
+
+
+def check_finite(value: Tensor, what: str, module: nn.Module, run: Callable[[], object]) -> None:
+    """Raise `NumericalError` if `value`, which `module` computed, holds NaN or infinity.
+
+    The message names the first layer that made it, found by computing once more (`run`) and watching every layer.
+    """
+    if bool(torch.isfinite(value).all()):
+        return
+    layer = _first_bad_layer(module, run)
+    where = f"first in its layer {layer}" if layer else "in what it was given"
+    advice = "use dtype float32" if value.dtype != torch.float32 or _halved(module) else "verify the model's file"
+    raise NumericalError(f"{what} gave NaN or infinity, {where}: {advice} (sfumato models verify checks a model)")
+
+
+class _FoundError(Exception):
+    pass
+
+
+def _first_bad_layer(module: nn.Module, run: Callable[[], object]) -> str | None:
+    """The first leaf layer whose output isn't finite though its inputs are."""
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                if all(torch.isfinite(x).all() for x in inputs if isinstance(x, Tensor) and x.is_floating_point()):
+                    found.append(name)
+                raise _FoundError
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, layer in module.named_modules():
+            if not any(layer.children()):
+                stack.callback(layer.register_forward_hook(watch(name)).remove)
+        try:
+            run()
+        except _FoundError:
+            pass
+    return found[0] if found else None
+
+
+def _halved(module: nn.Module) -> bool:
+    return next(module.parameters()).dtype != torch.float32
