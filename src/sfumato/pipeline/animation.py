@@ -43,7 +43,7 @@ def save_animation(
     buffer = io.BytesIO()
     try:
         write(frames, buffer, fps, provenance)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise OutputError(f"{path}: the frames can't be written ({error}): try .webp, or smaller frames") from error
     with atomic_write(path, overwrite=overwrite) as file:
         file.write(buffer.getbuffer())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -111,7 +112,7 @@ def _offsets(start: int, sizes: Sequence[int], gap: int) -> list[int]:
 def _wrapped(text: str, width: int, style: _Style) -> list[str]:
     """The text in lines no wider than `width`: broken between words, within a word only where it alone is too long."""
     lines: list[str] = []
-    for paragraph in text.splitlines():
+    for paragraph in _drawable(text).splitlines():
         line = ""
         for word in paragraph.split():
             longer = f"{line} {word}".strip()
@@ -123,6 +124,11 @@ def _wrapped(text: str, width: int, style: _Style) -> list[str]:
             line = pieces[-1]
         lines.append(line)
     return lines
+
+
+def _drawable(text: str) -> str:
+    """Letters without their accents: Pillow's own font is ASCII only and draws a box for anything else."""
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
 
 
 def _broken(word: str, width: int, style: _Style) -> list[str]:

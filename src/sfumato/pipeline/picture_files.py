@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import stat
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.request import ImageSource
+
+# Pillow logs what is wrong with a file besides raising it; with no handler Python would print that on stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 8192 * 8192
@@ -46,10 +50,8 @@ def decode_picture(data: bytes, name: str) -> Image.Image:
 def reading(data: bytes, name: str) -> Iterator[Image.Image]:
     """The opened but not decoded picture. Whatever goes wrong with it inside the block is an `InvalidRequest`."""
     try:
-        # Pillow's own warning begins above our limit, which is an error and says the same.
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-        with picture:
+        # Pillow warns of large and of slightly damaged files; here the former are an error, the latter good enough.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise InvalidRequest(
                     f"{name}: {picture.width}×{picture.height} is above the limit of {MAX_PIXELS:,} pixels: "

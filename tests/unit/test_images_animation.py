@@ -1,0 +1,114 @@
+"""Moving pictures: every format gives the frames back, at their speed, and says that an algorithm made them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from sfumato.errors import InvalidRequest, MissingExtra, OutputError
+from sfumato.pipeline.animation import save_animation
+from sfumato.pipeline.images import Pixels
+from sfumato.pipeline.provenance import Provenance
+from sfumato.pipeline.request import Request
+
+RECORD = Provenance(
+    request=Request(prompt="a red heart, süß"),
+    width=33,
+    height=31,
+    pixels_sha256="0" * 64,
+    model_name="pocket",
+    model_sha256="ab" * 32,
+    engine="eager",
+    device="cpu",
+    dtype="float32",
+    threads=2,
+    processor="AVX2",
+    torch="2.13.0",
+    sfumato="0.1.0",
+)
+TERM = b"trainedAlgorithmicMedia"
+
+
+def frames(count: int = 6, height: int = 31, width: int = 33) -> list[Pixels]:
+    """Plain grays, dark to light; the sides are odd on purpose."""
+    return [np.full((height, width, 3), 20 + 35 * i, np.uint8) for i in range(count)]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_gif_and_webp_give_the_frames_back(tmp_path: Path, suffix: str) -> None:
+    path = save_animation(frames(), tmp_path / f"walk{suffix}", fps=10, provenance=RECORD)
+    with Image.open(path) as animation:
+        assert animation.info["loop"] == 0
+        read = [(np.array(frame.convert("RGB")), frame.info["duration"]) for frame in ImageSequence.Iterator(animation)]
+    assert len(read) == 6
+    for (pixels, duration), frame in zip(read, frames(), strict=True):
+        assert duration == 100
+        assert np.abs(pixels.astype(int) - frame).max() <= 3
+    assert TERM in path.read_bytes()
+
+
+def test_mp4_gives_the_frames_back(tmp_path: Path) -> None:
+    path = save_animation(frames(), tmp_path / "walk.mp4", fps=12.5, provenance=RECORD)
+    with av.open(io.BytesIO(path.read_bytes())) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == 12.5
+        assert (stream.width, stream.height) == (34, 32)
+        read = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        assert "a red heart, süß" in container.metadata["comment"]
+    assert len(read) == 6
+    for pixels, frame in zip(read, frames(), strict=True):
+        assert np.abs(pixels[:31, :33].astype(int) - frame).max() <= 6
+    assert TERM in path.read_bytes()
+
+
+def test_mp4_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingExtra, match=r"sfumato\[video\]"):
+        save_animation(frames(), tmp_path / "walk.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_one_frame_is_enough(tmp_path: Path, suffix: str) -> None:
+    path = save_animation(frames(1), tmp_path / f"walk{suffix}")
+    with Image.open(path) as picture:
+        assert picture.size == (33, 31)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "name", "fps"),
+    [
+        ([], "walk.gif", 12),
+        (frames(1) + frames(1, height=8), "walk.gif", 12),
+        (frames(), "walk.avi", 12),
+        (frames(), "walk.gif", 0),
+        (frames(), "walk.gif", 1000),
+    ],
+)
+def test_refuses_what_can_not_move(tmp_path: Path, pictures: list[Pixels], name: str, fps: float) -> None:
+    with pytest.raises(InvalidRequest):
+        save_animation(pictures, tmp_path / name, fps=fps)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    path = save_animation(frames(), tmp_path / "walk.gif")
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="already exists"):
+        save_animation(frames(2), path)
+    assert path.read_bytes() == before
+    save_animation(frames(2), path, overwrite=True)
+    assert path.read_bytes() != before
+
+
+def test_frames_too_large_for_the_format_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="can't be written") as caught:
+        save_animation([np.zeros((1, 17_000, 3), np.uint8)] * 2, tmp_path / "walk.webp")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
