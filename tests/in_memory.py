@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sfumato.nn.empty import empty_modules
 from sfumato.weights.mapper import Layout, fill, match
 
 
@@ -25,7 +26,7 @@ class InMemory:
 
 def load(build: type[nn.Module], config: object, layout: Layout, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Build on the meta device and fill strictly, as the pipeline does."""
-    with torch.device("meta"):
+    with empty_modules():
         module = build(config)
     checkpoint = InMemory(tensors)
     fill(module, match(module, layout, checkpoint), checkpoint)

@@ -13,6 +13,7 @@ from torch import Tensor
 import sfumato
 from in_memory import load
 from sfumato.models import autoencoder, clip_text, clip_vision, unet
+from sfumato.nn.empty import empty_modules
 from tiny import AUTOENCODERS, TEXT_ENCODERS, UNETS, diffusers_autoencoder, diffusers_unet, randomise, transformers_text
 
 ASSETS = Path(sfumato.__file__).parent / "assets"
@@ -107,7 +108,7 @@ def test_image_encoder_matches_transformers(activation: str) -> None:
 
 
 def test_default_shapes_are_v1() -> None:
-    with torch.device("meta"):
+    with empty_modules():
         models = unet.UNet(unet.UNetConfig()), autoencoder.Autoencoder(autoencoder.AutoencoderConfig())
         text = clip_text.ClipText(clip_text.ClipTextConfig())
     counts = [sum(p.numel() for p in model.parameters()) for model in (*models, text)]

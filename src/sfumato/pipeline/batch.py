@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -212,4 +212,4 @@ def decode(model: Model, latents: Tensor) -> Tensor:
         check_finite(image, "the autoencoder", model.autoencoder, lambda: model.autoencoder.decode(one))
         return image.float()
 
-    return torch.cat([decode_one(one) for one in unscaled.split(1)])
+    return torch.cat([decode_one(one) for one in unscaled.chunk(len(unscaled))])

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-import torch
-
 from sfumato.errors import CheckpointError, InvalidConfig, ModelNotFound
 from sfumato.models import autoencoder, clip_text, compvis, unet
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.unet import UNet, UNetConfig
+from sfumato.nn.empty import empty_modules
 from sfumato.weights.checkpoint import Checkpoint, find_weights, open_checkpoint
 from sfumato.weights.mapper import Entry, Layout, match
 
@@ -93,7 +92,7 @@ def _open_folder(path: Path, vae: Path | None, ema: bool, variant: str | None, s
         return _part(module(published), layout, checkpoint)
 
     checker = path / "safety_checker"
-    with torch.device("meta"):
+    with empty_modules():
         return ModelFiles(
             path=path,
             layout="diffusers",
@@ -115,7 +114,7 @@ def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, sta
     try:
         unet_config, vae_config, text_config = _configs(checkpoint, described, with_vae=vae is None)
         averaged = ema and compvis.has_ema(checkpoint.tensors)
-        with torch.device("meta"):
+        with empty_modules():
             return ModelFiles(
                 path=path,
                 layout="compvis",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -46,10 +46,8 @@ def _first_bad_layer(module: nn.Module, run: Callable[[], object]) -> str | None
         for name, layer in module.named_modules():
             if not any(layer.children()):
                 stack.callback(layer.register_forward_hook(watch(name)).remove)
-        try:
+        with suppress(_FoundError):
             run()
-        except _FoundError:
-            pass
     return found[0] if found else None
 
 

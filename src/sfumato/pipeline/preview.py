@@ -23,9 +23,8 @@ class Preview:
         config = autoencoder.config
         generator = torch.Generator().manual_seed(0)
         latents = torch.randn((1, config.latent_channels, _SIDE, _SIDE), generator=generator)
-        weight = autoencoder.post_quant_conv.weight if config.quant_conv else autoencoder.decoder.conv_in.weight
         with torch.inference_mode():
-            decoded = autoencoder.decode((latents / config.scaling_factor).to(weight))
+            decoded = autoencoder.decode((latents / config.scaling_factor).to(autoencoder.decoder.conv_in.weight))
         colours = avg_pool2d(decoded.float().cpu().clamp(-1, 1), config.factor)  # (1, 3, side, side)
         cells = torch.cat([_cells(latents), torch.ones(_SIDE * _SIDE, 1)], dim=1)
         self.matrix = torch.linalg.lstsq(cells, _cells(colours)).solution  # (latent_channels + 1, 3)

@@ -9,6 +9,7 @@ import torch
 
 from sfumato.errors import InvalidConfig
 from sfumato.models.clip_vision import SAFETY_CHECKER, ClipVision, ClipVisionConfig
+from sfumato.nn.empty import empty_modules
 from sfumato.safety.checker import Concepts, SafetyChecker
 from sfumato.weights.checkpoint import find_weights, open_checkpoint
 from sfumato.weights.mapper import fill, match
@@ -20,7 +21,7 @@ def load_safety_checker(folder: Path, *, device: torch.device, dtype: torch.dtyp
         config = ClipVisionConfig.from_published(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InvalidConfig(f"{folder / 'config.json'} can't be read as JSON: {error}") from error
-    with torch.device("meta"):
+    with empty_modules():
         tower = ClipVision(config).eval().requires_grad_(False)
     with open_checkpoint(find_weights(folder)) as checkpoint:
         fill(tower, match(tower, SAFETY_CHECKER, checkpoint), checkpoint, dtype=dtype, device=device)
