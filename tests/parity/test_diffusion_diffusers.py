@@ -8,8 +8,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusion_toy import SHAPE, V1, diffusers_loop, diffusers_run, relative_error, start_noise, toy_model, toy_predict
 
+from diffusion_toy import SHAPE, V1, diffusers_loop, diffusers_run, relative_error, start_noise, toy_model, toy_predict
 from sfumato.diffusion.catalog import SAMPLERS
 from sfumato.diffusion.noise import generator_noise, white_noise
 from sfumato.diffusion.sampling import enter, plan, run
@@ -18,7 +18,7 @@ from sfumato.diffusion.schedule import NoiseSchedule
 STEPS = (1, 2, 5, 7, 20, 50)
 NOISE = NoiseSchedule()
 TOLERANCE = 5e-5
-"""In units of the output's standard deviation. What remains is diffusers' float32 ᾱ and σ, and it adds up over steps."""
+"""In units of the output's standard deviation. What remains is diffusers' float32 ᾱ and σ; it adds up."""
 
 # the published v1-4 scheduler configurations
 PNDM = {**V1, "skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}

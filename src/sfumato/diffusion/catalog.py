@@ -339,6 +339,7 @@ PROFILES: Mapping[str, Profile] = {
             leading="shortened",
             entry="sigma",
             integer_t=False,
+            averages_single_step=True,
             discards_penultimate=("dpm2", "dpm2_ancestral", "dpmpp_3m_sde"),
             ays_keeps_last=True,
             rounding="truncate",
