@@ -97,6 +97,11 @@ def test_every_sampler_and_a_profile_s_own_spacing_have_a_name_there() -> None:
     assert "Sampler: DPM++ 2M, Schedule type: Karras" in format_parameters(provenance(request=request))
 
 
+def test_parameters_text_names_a_vae_without_its_folder() -> None:
+    request = Request(prompt="a", vae="/home/someone/vae.safetensors")
+    assert "VAE: vae.safetensors," in format_parameters(provenance(request=request))
+
+
 def test_parameters_of_other_programs_are_read() -> None:
     parameters = parse_parameters(
         "masterpiece, (castle:1.2)\nby the sea\nNegative prompt: blurry,\nlow: quality\n"

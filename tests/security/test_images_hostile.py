@@ -204,18 +204,27 @@ def test_no_file_a_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
             open_picture(tmp_path / path)
 
 
-def test_an_input_picture_is_found_again_by_its_content(tmp_path: Path) -> None:
-    there, beside = tmp_path / "there", tmp_path / "beside"
-    there.mkdir()
+def test_an_input_picture_is_found_again_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, beside = tmp_path / "here", tmp_path / "beside"
+    here.mkdir()
     beside.mkdir()
-    original = there / "cat.png"
-    original.write_bytes(encoded(Image.new("RGB", (5, 7))))
-    _, source = open_picture(original)
-    assert locate(source, beside) == original
-    original.rename(beside / "cat.png")
+    monkeypatch.chdir(here)
+    Path("cat.png").write_bytes(encoded(Image.new("RGB", (5, 7))))
+    _, source = open_picture(Path("cat.png"))
+    assert locate(source, beside) == Path("cat.png")
+    Path("cat.png").rename(beside / "cat.png")
     assert locate(source, beside) == beside / "cat.png"
     (beside / "cat.png").write_bytes(encoded(Image.new("RGB", (5, 8))))
     with pytest.raises(InvalidRequest, match="has changed"):
         locate(source, beside)
     with pytest.raises(InvalidRequest, match="without a file"):
         locate(ImageSource(sha256=source.sha256, width=5, height=7), beside)
+
+
+def test_metadata_can_not_point_anywhere_on_the_machine(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(encoded(Image.new("RGB", (5, 7))))
+    _, source = open_picture(secret)
+    assert source.path == str(secret)
+    with pytest.raises(InvalidRequest, match="not there"):
+        locate(source, tmp_path / "elsewhere")

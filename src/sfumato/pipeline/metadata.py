@@ -18,7 +18,7 @@ from sfumato.pipeline.provenance import Provenance
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 _PNG_KEY = "sfumato"
-_PNG_PARAMETERS = "parameters"
+_PARAMETERS = "parameters"
 _PNG_XMP = "XML:com.adobe.xmp"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _XMP = "http://ns.adobe.com/xap/1.0/"
@@ -58,7 +58,7 @@ def png_text(provenance: Provenance) -> PngInfo:
     """The text chunks of a PNG: our JSON, the `parameters` text and the XMP packet."""
     info = PngInfo()
     info.add_itxt(_PNG_KEY, provenance.to_json())
-    info.add_text(_PNG_PARAMETERS, format_parameters(provenance))
+    info.add_text(_PARAMETERS, format_parameters(provenance))
     info.add_itxt(_PNG_XMP, xmp_packet(provenance).decode())
     return info
 
@@ -89,11 +89,16 @@ def read_parameters(path: Path) -> Parameters | None:
 
 def parameters_of(data: bytes, name: str) -> Parameters | None:
     """`read_parameters` for a file's bytes; `name` is what errors call it."""
-    with reading(data, name) as picture:
-        text = picture.info.get(_PNG_PARAMETERS)
-        if not isinstance(text, str):
-            text = _comment_text(picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT))
+    text = texts_of(data, name).get(_PARAMETERS)
     return None if text is None else parse_parameters(text)
+
+
+def texts_of(data: bytes, name: str) -> dict[str, str]:
+    """Every text a program can have put in a picture: a PNG's by their keys, an EXIF comment as `parameters`."""
+    with reading(data, name) as picture:
+        comment = _comment_text(picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT))
+        texts = {str(key): str(value) for key, value in picture.info.items() if isinstance(value, str)}
+    return texts if comment is None else {_PARAMETERS: comment} | texts
 
 
 def _comment_text(comment: object) -> str | None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from sfumato.diffusion.catalog import PROFILES
 from sfumato.pipeline.provenance import Provenance
@@ -97,7 +98,7 @@ def _settings(provenance: Provenance) -> dict[str, str]:
         "Size": "{}x{}".format(*_base_size(provenance)),
         "Model hash": provenance.model_sha256[:10],
         "Model": provenance.model_name,
-        "VAE": request.vae or "",
+        "VAE": PurePath(request.vae or "").name,  # not the folder: it would tell who made the picture
     }
     settings |= _image_settings(request)
     settings |= _noise_settings(request)

@@ -87,10 +87,15 @@ def read_bounded(path: Path) -> bytes:
 
 
 def locate(source: ImageSource, beside: Path) -> Path:
-    """Where an input picture is: its path, else its name in the folder `beside`; its content must be the same."""
+    """Where the input picture named in a picture's metadata is; its content must be the same.
+
+    Looked for under its relative path and under its name in the folder `beside`. An absolute path isn't followed: the
+    metadata may come from anyone, and on Windows such a path can make the machine log on to theirs.
+    """
     if source.path is None:
         raise InvalidRequest(f"the input picture {source.sha256[:10]} was given without a file: give it again")
-    for path in (Path(source.path), beside / Path(source.path).name):
+    named = Path(source.path)
+    for path in (beside / named.name, *[named] * (not named.anchor)):
         if path.is_file() and hashlib.sha256(read_bounded(path)).hexdigest() == source.sha256:
             return path
     raise InvalidRequest(
