@@ -125,8 +125,9 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise OutputError(f"{path}: {_REASONS[errno.EISDIR]}")
+    with _naming(path):
+        if path.is_dir():
+            raise OutputError(f"{path}: {_REASONS[errno.EISDIR]}")
     if not overwrite and os.path.lexists(path):
         raise OutputError(f"{path}: already exists; pass overwrite (--overwrite) to replace it, or choose another name")
 
