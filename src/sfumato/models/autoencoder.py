@@ -6,7 +6,7 @@ Parameter names are those of the diffusers layout of today; older names are mapp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -34,7 +34,7 @@ class AutoencoderConfig:
     norm_groups: int = 32
     scaling_factor: float = 0.18215
     quant_conv: bool = True
-    sample_size: int = 512
+    sample_size: int = field(default=512, compare=False)  # a hint for programs that decode in tiles
 
     def __post_init__(self) -> None:
         positive(

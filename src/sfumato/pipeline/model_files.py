@@ -135,8 +135,8 @@ def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, sta
                 text_encoder=_part(
                     ClipText(text_config), compvis.text_layout(), checkpoint, within=compvis.TEXT_ENCODER
                 ),
-                tokenizer=described["tokenizer"] if described else _read_tokenizer(V1 / "tokenizer"),
-                scheduler=described["scheduler"] if described else _read_json(V1 / "scheduler/scheduler_config.json"),
+                tokenizer=described["tokenizer"] if described else published_v1()[0],
+                scheduler=described["scheduler"] if described else published_v1()[1],
                 ema=averaged,
             )
     except CheckpointError as error:
@@ -232,6 +232,11 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path}: its description in {METADATA_KEY!r} is damaged: {error}") from error
     return described
+
+
+def published_v1() -> tuple[dict[str, str], dict[str, Any]]:
+    """The tokenizer's files and the scheduler's JSON of v1, which its single files leave out."""
+    return _read_tokenizer(V1 / "tokenizer"), _read_json(V1 / "scheduler" / "scheduler_config.json")
 
 
 def _read_tokenizer(folder: Path) -> dict[str, str]:

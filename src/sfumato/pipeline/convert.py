@@ -1,0 +1,160 @@
+"""A model from one layout into another, tensor by tensor: lossless, strict, and never whole in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import InvalidRequest
+from sfumato.files import atomic_folder, atomic_write, write_text
+from sfumato.models import autoencoder, clip_text, compvis, unet
+from sfumato.pipeline.model_files import METADATA_KEY, LayoutName, ModelFiles, Part, open_model, published_v1
+from sfumato.runtime import DTYPES
+from sfumato.weights.mapper import Layout, written_entries
+from sfumato.weights.save import write_safetensors
+from sfumato.weights.stored import TensorInfo
+
+# The diffusers layout's file of each part's weights.
+_WEIGHT_FILES = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+_PIPELINE_CLASSES = {
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+_CHECKER_CLASSES = {
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+}
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    layout: LayoutName,
+    dtype: str | None = None,
+    vae: Path | None = None,
+    ema: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Write the model at `source` to `destination` in `layout`; `dtype` None keeps every tensor's own.
+
+    "diffusers" makes a folder, "compvis" one file: `.safetensors`, or `.ckpt` for programs that read nothing else. A
+    safety checker goes along into a folder; a single file has no place for one. `vae` and `ema` choose as in
+    `open_model`. The destination appears whole or not at all. Raises what opening and writing raise.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InvalidRequest(f"dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
+    with open_model(source, vae=vae, ema=ema) as files:
+        _WRITERS[layout](files, destination, getattr(torch, dtype) if dtype else None, overwrite)
+
+
+class _Tensors:
+    """What a file will hold: names and shapes now, numbers when they are asked for."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+        self.infos: dict[str, TensorInfo] = {}
+        self._read: dict[str, Callable[[], Tensor]] = {}
+
+    def add(self, part: Part[Any], layout: Layout) -> None:
+        sources = {entry.ours: entry.theirs for entry in part.entries}
+        for entry in written_entries(part.module, layout):
+            name, shape = sources[entry.ours], entry.shape
+            own = part.checkpoint.tensors[name].dtype
+            self.infos[entry.theirs] = TensorInfo(dtype=self.dtype or own, shape=shape)
+            self._read[entry.theirs] = lambda c=part.checkpoint, n=name, s=shape: c.read(n, self.dtype).reshape(s)  # type: ignore[misc]
+
+    def read(self, name: str) -> Tensor:
+        return self._read[name]()
+
+
+def _write_folder(files: ModelFiles, destination: Path, dtype: torch.dtype | None, overwrite: bool) -> None:
+    layouts = {"unet": unet.DIFFUSERS, "vae": autoencoder.DIFFUSERS, "text_encoder": clip_text.DIFFUSERS}
+    with atomic_folder(destination, overwrite=overwrite) as folder:
+        for name, part in files.parts.items():
+            (folder / name).mkdir()
+            _write_json(folder / name / "config.json", part.module.config.to_published())
+            tensors = _Tensors(dtype)
+            tensors.add(part, layouts[name])
+            write_safetensors(
+                folder / name / _WEIGHT_FILES[name], tensors.infos, tensors.read, metadata={"format": "pt"}
+            )
+        (folder / "scheduler").mkdir()
+        _write_json(folder / "scheduler" / "scheduler_config.json", files.scheduler)
+        (folder / "tokenizer").mkdir()
+        for name, text in files.tokenizer.items():
+            write_text(folder / "tokenizer" / name, text)
+        checked = files.safety_checker is not None
+        for name in _CHECKER_CLASSES:
+            if checked and (files.path / name).is_dir():
+                shutil.copytree(files.path / name, folder / name)
+        _write_json(
+            folder / "model_index.json",
+            {
+                "_class_name": "StableDiffusionPipeline",
+                "_diffusers_version": "0.12.0",
+                **_PIPELINE_CLASSES,
+                **(_CHECKER_CLASSES if checked else {name: [None, None] for name in _CHECKER_CLASSES}),
+                "requires_safety_checker": checked,
+            },
+        )
+
+
+def _write_single_file(files: ModelFiles, destination: Path, dtype: torch.dtype | None, overwrite: bool) -> None:
+    tensors = _Tensors(dtype)
+    tensors.add(files.unet, compvis.unet_layout(files.unet.module.config))
+    tensors.add(files.vae, compvis.autoencoder_layout(files.vae.module.config))
+    tensors.add(files.text_encoder, compvis.text_layout())
+    description = _description(files, tensors.infos)
+    if destination.suffix == ".safetensors":
+        metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(description)} if description else {})
+        write_safetensors(destination, tensors.infos, tensors.read, metadata=metadata, overwrite=overwrite)
+    elif destination.suffix == ".ckpt":
+        if description:
+            raise InvalidRequest(
+                f"{destination}: a .ckpt can't hold what differs from v1 in this model's configs: use .safetensors"
+            )
+        with atomic_write(destination, overwrite=overwrite) as file:
+            torch.save({"state_dict": {name: tensors.read(name) for name in tensors.infos}}, file)
+    else:
+        raise InvalidRequest(f"{destination}: a single file's name must end in .safetensors or .ckpt")
+
+
+def _description(files: ModelFiles, infos: Mapping[str, TensorInfo]) -> dict[str, Any] | None:
+    """What a reader can't tell from names and shapes: None for a model that is v1 in everything they don't show."""
+    shapes = {name: info.shape for name, info in infos.items()}
+    v1_tokenizer, v1_scheduler = published_v1()
+    try:
+        inferred = (compvis.infer_unet(shapes), compvis.infer_autoencoder(shapes), compvis.infer_text(shapes))
+    except ValueError:  # its channels don't fit the groups that v1 has
+        inferred = None
+    configs = tuple(part.module.config for part in (files.unet, files.vae, files.text_encoder))
+    if inferred == configs and files.tokenizer == v1_tokenizer and files.scheduler == v1_scheduler:
+        return None
+    return {name: part.module.config.to_published() for name, part in files.parts.items()} | {
+        "scheduler": dict(files.scheduler),
+        "tokenizer": dict(files.tokenizer),
+    }
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+_WRITERS: Mapping[LayoutName, Callable[[ModelFiles, Path, torch.dtype | None, bool], None]] = {
+    "diffusers": _write_folder,
+    "compvis": _write_single_file,
+}

@@ -1,0 +1,162 @@
+"""Between layouts and back: every tensor bit for bit, and nothing written that isn't whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sfumato
+from sfumato.errors import CheckpointError, InvalidRequest, OutputError
+from sfumato.models import compvis
+from sfumato.models.unet import UNet, UNetConfig
+from sfumato.pipeline.convert import convert
+from sfumato.pipeline.model_files import open_model
+from sfumato.weights.mapper import written_entries
+
+POCKET = Path(sfumato.__file__).parent / "assets" / "pocket"
+WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+
+
+@pytest.fixture(scope="module")
+def single_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("single") / "pocket.safetensors"
+    convert(POCKET, path, layout="compvis")
+    return path
+
+
+def test_folder_to_file_and_back_is_lossless(single_file: Path, tmp_path: Path) -> None:
+    convert(single_file, tmp_path / "back", layout="diffusers")
+    for name in WEIGHTS:
+        before, after = (load_file(root / f"{name}.safetensors") for root in (POCKET, tmp_path / "back"))
+        assert before.keys() == after.keys()
+        for key, tensor in before.items():
+            assert after[key].dtype == tensor.dtype
+            assert torch.equal(after[key], tensor)
+    with open_model(POCKET) as original, open_model(tmp_path / "back") as back:
+        assert back.tokenizer == original.tokenizer
+        assert back.scheduler == original.scheduler
+        for name, part in original.parts.items():
+            assert back.parts[name].module.config == part.module.config
+
+
+def test_diffusers_and_transformers_load_the_folder_we_write(single_file: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    convert(single_file, tmp_path / "back", layout="diffusers")
+    ours = StableDiffusionPipeline.from_pretrained(tmp_path / "back")
+    theirs = StableDiffusionPipeline.from_pretrained(POCKET)
+    for part in ("unet", "vae", "text_encoder"):
+        expected = getattr(theirs, part).state_dict()
+        for name, tensor in getattr(ours, part).state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+def test_dtype_is_converted(tmp_path: Path) -> None:
+    convert(POCKET, tmp_path / "wide", layout="diffusers", dtype="float32")
+    narrow = load_file(POCKET / "vae" / "diffusion_pytorch_model.safetensors")
+    wide = load_file(tmp_path / "wide" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in wide.values()} == {torch.float32}
+    assert all(torch.equal(wide[name], tensor.float()) for name, tensor in narrow.items())
+
+
+def test_moving_average_is_taken_unless_told_otherwise(single_file: Path, tmp_path: Path) -> None:
+    tensors = load_file(single_file)
+    with open_model(single_file) as files:
+        config = files.unet.module.config
+        metadata = dict(files.unet.checkpoint.metadata)
+    with torch.device("meta"):
+        module = UNet(config)
+    names = zip(
+        written_entries(module, compvis.unet_layout(config, ema=True)),
+        written_entries(module, compvis.unet_layout(config)),
+        strict=True,
+    )
+    averages = {average.theirs: tensors[plain.theirs] + 1 for average, plain in names}
+    counters = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+    save_file(tensors | averages | counters, tmp_path / "ema.safetensors", metadata=metadata)
+    for ema, added in ((True, 1), (False, 0)):
+        convert(tmp_path / "ema.safetensors", tmp_path / f"{ema}.safetensors", layout="compvis", ema=ema)
+        written = load_file(tmp_path / f"{ema}.safetensors")
+        assert written.keys() == tensors.keys()
+        name = "model.diffusion_model.out.2.weight"
+        assert torch.equal(written[name], tensors[name] + added)
+
+
+def test_ckpt_of_a_v1_shape_needs_no_description(tmp_path: Path) -> None:
+    """A file as the original program writes it, small: channels that 32 groups divide, CLIP's vocabulary."""
+    config = UNetConfig(block_channels=(32, 32), attention=(True, False), heads=(8, 8), depth=(1, 1), context_dim=64)
+    folder = tmp_path / "model"
+    _write_tiny_v1(folder, config)
+    convert(folder, tmp_path / "model.ckpt", layout="compvis")
+    convert(tmp_path / "model.ckpt", tmp_path / "back", layout="diffusers")
+    for name in WEIGHTS:
+        before, after = (load_file(root / f"{name}.safetensors") for root in (folder, tmp_path / "back"))
+        assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    state = torch.load(tmp_path / "model.ckpt", weights_only=True)["state_dict"]
+    assert "model.diffusion_model.input_blocks.0.0.weight" in state
+
+
+def _write_tiny_v1(folder: Path, config: UNetConfig) -> None:
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from sfumato.pipeline.model_files import V1
+
+    text = CLIPTextConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
+    published = {k: v for k, v in config.to_published().items() if not k.startswith("_")}
+    levels = ["DownEncoderBlock2D"] * 2
+    pipeline = StableDiffusionPipeline(
+        unet=UNet2DConditionModel(**published),
+        vae=AutoencoderKL(
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            latent_channels=4,
+            down_block_types=levels,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=CLIPTokenizer.from_pretrained(V1 / "tokenizer"),
+        scheduler=PNDMScheduler.from_pretrained(V1 / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    # exactly what the published model has, not what this version of diffusers makes of it
+    for part in ("tokenizer", "scheduler"):
+        for file in (folder / part).iterdir():
+            file.unlink()
+        for file in (V1 / part).iterdir():
+            (folder / part / file.name).write_bytes(file.read_bytes())
+
+
+def test_another_autoencoder_takes_the_models_place(single_file: Path, tmp_path: Path) -> None:
+    tensors = load_file(POCKET / "vae" / "diffusion_pytorch_model.safetensors")
+    changed = {name: tensor + 1 for name, tensor in tensors.items()}
+    (tmp_path / "vae").mkdir()
+    save_file(changed, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "vae" / "config.json").write_bytes((POCKET / "vae" / "config.json").read_bytes())
+    convert(single_file, tmp_path / "out", layout="diffusers", vae=tmp_path / "vae")
+    written = load_file(tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in changed.items())
+
+
+def test_refusals_leave_nothing_behind(single_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"must end in \.safetensors or \.ckpt"):
+        convert(POCKET, tmp_path / "pocket.bin", layout="compvis")
+    with pytest.raises(InvalidRequest, match=r"a \.ckpt can't hold what differs"):
+        convert(POCKET, tmp_path / "pocket.ckpt", layout="compvis")
+    with pytest.raises(InvalidRequest, match="dtype 'int4' is unknown"):
+        convert(POCKET, tmp_path / "x", layout="diffusers", dtype="int4")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        convert(POCKET, tmp_path / "there", layout="diffusers")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(single_file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"damaged\.safetensors"):
+        convert(damaged, tmp_path / "y", layout="diffusers")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.safetensors", "there"]
