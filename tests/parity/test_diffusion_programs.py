@@ -1,9 +1,10 @@
-"""Samplers against the formulas of CompVis, A1111 and k-diffusion, written out here in float64 in their own variables."""
+"""Samplers against the formulas of CompVis, A1111 and k-diffusion, written out in float64 in their own variables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_a1111_picture_starts(strength: float) -> None:
     the_plan = plan(NOISE, sampler="euler", steps=steps, profile="a1111", strength=strength)
     result = run(the_plan, toy_predict, enter(the_plan, unit(), picture))
     x = picture + sigmas[0] * unit()
-    for s, s_next in zip(sigmas, sigmas[1:], strict=False):
+    for s, s_next in pairwise(sigmas):
         x = x + (x - k_model(x, s)) / s * (s_next - s)
     assert relative_error(result, x) < TIGHT
 
@@ -178,17 +179,13 @@ def k_model(x: Tensor, sigma: float) -> Tensor:
     return x - sigma * toy_model(x / math.sqrt(sigma**2 + 1), t)
 
 
-def pairs(sigmas: list[float]) -> Iterator[tuple[float, float]]:
-    return zip(sigmas, sigmas[1:], strict=False)
-
-
 def split(s: float, s_next: float) -> tuple[float, float]:
     up = min(s_next, (s_next**2 * (s**2 - s_next**2) / s**2) ** 0.5)
     return (s_next**2 - up**2) ** 0.5, up
 
 
 def k_dpmpp_2s_ancestral(x: Tensor, sigmas: list[float], draw: Draws) -> Tensor:
-    for s, s_next in pairs(sigmas):
+    for s, s_next in pairwise(sigmas):
         denoised = k_model(x, s)
         down, up = split(s, s_next)
         if down == 0:
@@ -207,7 +204,7 @@ def k_dpmpp_3m_sde(x: Tensor, sigmas: list[float], draw: Draws) -> Tensor:
     denoised_1 = denoised_2 = torch.zeros(())
     h_1: float | None = None
     h_2: float | None = None
-    for s, s_next in pairs(sigmas):
+    for s, s_next in pairwise(sigmas):
         denoised = k_model(x, s)
         if s_next == 0:
             x = denoised
@@ -231,7 +228,7 @@ def k_dpmpp_3m_sde(x: Tensor, sigmas: list[float], draw: Draws) -> Tensor:
 
 
 def k_dpmpp_sde(x: Tensor, sigmas: list[float], draw: Draws) -> Tensor:
-    for s, s_next in pairs(sigmas):
+    for s, s_next in pairwise(sigmas):
         denoised = k_model(x, s)
         if s_next == 0:
             x = x + (x - denoised) / s * (s_next - s)
@@ -249,7 +246,7 @@ def k_dpmpp_sde(x: Tensor, sigmas: list[float], draw: Draws) -> Tensor:
 def k_dpmpp_2m_sde(x: Tensor, sigmas: list[float], draw: Draws) -> Tensor:
     old: Tensor | None = None
     h_last = 0.0
-    for s, s_next in pairs(sigmas):
+    for s, s_next in pairwise(sigmas):
         denoised = k_model(x, s)
         if s_next == 0:
             x = denoised
@@ -286,7 +283,7 @@ def test_a1111_leaves_out_the_last_sigma_but_zero_where_it_says_so() -> None:
     sigmas = karras_sigmas(8)
     sigmas = [*sigmas[:-2], 0.0]
     x = sigmas[0] * unit()
-    for s, s_next in pairs(sigmas):
+    for s, s_next in pairwise(sigmas):
         d = (x - k_model(x, s)) / s
         if s_next == 0:
             x = x + d * (s_next - s)
