@@ -20,7 +20,8 @@ from sfumato.diffusion.catalog import (
     model_calls,
 )
 from sfumato.diffusion.explain import explain
-from sfumato.diffusion.schedule import ALIGN_YOUR_STEPS, NoiseSchedule, make_schedule
+from sfumato.diffusion.schedule import NoiseSchedule, make_schedule
+from sfumato.diffusion.spacing import ALIGN_YOUR_STEPS
 from sfumato.errors import InvalidConfig, InvalidRequest
 
 NOISE = NoiseSchedule()

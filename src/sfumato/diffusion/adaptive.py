@@ -52,7 +52,7 @@ def dpm_adaptive(
         if accepted + rejected >= _MOST_ATTEMPTS:
             raise NumericalError(f"dpm_adaptive made no progress in {_MOST_ATTEMPTS} steps: raise rtol or atol")
         target = min(end, position + width)
-        sigma, sigma_next = math.exp(-position), math.exp(-target)
+        sigma, sigma_next = math.exp(-position), sigma_min if target == end else math.exp(-target)
         if eps is None:
             x0 = denoise(x, sigma)
             eps, calls = (x - x0) / sigma, calls + 1

@@ -250,7 +250,8 @@ class Profile:
     averages two calls. `discards_penultimate`: samplers run with one step more and without the last σ above 0.
     `ays_keeps_last`: whether the smallest σ of align-your-steps is walked, or replaced by 0. `final_draws`: samplers
     that draw noise after the last step too, unused, which moves the generator on. `rounding`: how decoded pixels
-    become bytes.
+    become bytes. `brownian`: whose tree the SDE samplers' paths come from; torchsde's needs the extra `sde`.
+    `img2img`, `inpaint`: whose rules a run from a picture follows (`sampling`, `inpaint`).
     """
 
     name: str
@@ -265,6 +266,7 @@ class Profile:
     ays_keeps_last: bool = False
     final_draws: tuple[str, ...] = ()
     rounding: Literal["round", "truncate"] = "round"
+    brownian: Literal["own", "torchsde"] = "own"
     img2img: Literal["diffusers", "compvis", "a1111"] = "diffusers"
     inpaint: Literal["diffusers", "compvis"] = "diffusers"
 
@@ -319,11 +321,12 @@ PROFILES: Mapping[str, Profile] = {
             spacing=_spacing(**_K_DIFFUSION_SPACING),
             entry="sigma",
             integer_t=False,
+            brownian="torchsde",
         ),
         Profile(
             name="a1111",
             description="AUTOMATIC1111's web UI with its automatic schedule per sampler",
-            samplers=tuple(name for name in SAMPLERS if name not in ("ddpm", "deis", "ipndm")),
+            samplers=tuple(name for name in SAMPLERS if name not in ("ddpm", "unipc", "deis", "ipndm", "lcm")),
             spacing=_spacing(
                 **_K_DIFFUSION_SPACING
                 | {
@@ -339,6 +342,7 @@ PROFILES: Mapping[str, Profile] = {
             leading="shortened",
             entry="sigma",
             integer_t=False,
+            brownian="torchsde",
             averages_single_step=True,
             discards_penultimate=("dpm2", "dpm2_ancestral", "dpmpp_3m_sde"),
             ays_keeps_last=True,

@@ -6,6 +6,7 @@ Each picture has its own stream, so that it is the same alone, in any batch and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,12 +22,7 @@ Draw = Callable[[tuple[int, ...]], Tensor]
 
 def cpu_noise(seeds: Sequence[int]) -> Draw:
     """One torch CPU generator per picture: picture i of a batch is what `torch.manual_seed(seeds[i])` would give."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def one(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32)
-
-    return _stacked([lambda shape, g=generator: one(g, shape) for generator in generators])  # type: ignore[misc]
+    return generator_noise([torch.Generator().manual_seed(seed) for seed in seeds])
 
 
 def cuda_noise(seeds: Sequence[int]) -> Draw:
@@ -48,8 +44,8 @@ def generator_noise(generators: torch.Generator | Sequence[torch.Generator]) -> 
     """The caller's own generators: a list gives one to each picture, a single one fills the whole batch in order, as
     diffusers and CompVis do. Drawn on the generator's device."""
     if isinstance(generators, torch.Generator):
-        return lambda shape: _drawn(generators, shape)
-    return _stacked([lambda shape, g=generator: _drawn(g, shape) for generator in generators])  # type: ignore[misc]
+        return partial(_drawn, generators)
+    return _stacked([partial(_drawn, generator) for generator in generators])
 
 
 def _drawn(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.diffusion import samplers, stochastic
 from sfumato.diffusion.adaptive import dpm_adaptive
-from sfumato.diffusion.brownian import brownian_noise
+from sfumato.diffusion.brownian import brownian_noise, torchsde_noise
 from sfumato.diffusion.catalog import PROFILES, SAMPLERS, model_calls
 from sfumato.diffusion.denoiser import Predict, consistency, denoiser
 from sfumato.diffusion.inpaint import Inpaint
@@ -164,11 +164,25 @@ def enter(plan: Plan, noise: Tensor, latents: Tensor | None = None) -> Tensor:
 
 def step_noise(plan: Plan, draw: Draw, seeds: Sequence[int], like: Tensor) -> Noise:
     """The noise a plan's sampler wants while it runs: independent draws that go on in each picture's stream, or for
-    the SDE samplers a Brownian path per picture from its seed. `like` gives shape and device."""
+    the SDE samplers a Brownian path per picture from its seed. `like` gives shape and device.
+
+    Raises `MissingExtra` where the profile's paths are torchsde's and it isn't installed.
+    """
     if SAMPLERS[plan.sampler].noise == "brownian":
-        model = plan.schedule.noise
-        return brownian_noise(seeds, like, model.sigma_min, model.sigma_max)
+        return _PATHS[PROFILES[plan.schedule.profile].brownian](plan, seeds, like)
     return white_noise(draw, like)
+
+
+def _own_path(plan: Plan, seeds: Sequence[int], like: Tensor) -> Noise:
+    model = plan.schedule.noise
+    return brownian_noise(seeds, like, model.sigma_min, model.sigma_max)
+
+
+def _torchsde_path(plan: Plan, seeds: Sequence[int], like: Tensor) -> Noise:
+    return torchsde_noise(seeds, like, min(filter(None, plan.sigmas)), plan.sigmas[0])
+
+
+_PATHS: Mapping[str, Callable[[Plan, Sequence[int], Tensor], Noise]] = {"own": _own_path, "torchsde": _torchsde_path}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
