@@ -33,6 +33,10 @@ class UnsafeCheckpoint(CheckpointError):
     """A weight file asks for something other than tensors: code, an import, an absurd size. Nothing of it was run."""
 
 
+class DataError(SfumatoError):
+    """A data set's file is damaged, incomplete or not as its index says; the message names the file and the sample."""
+
+
 class HubError(SfumatoError):
     """The Hub could not be reached, or refused: no network, no token, gated repository."""
 
