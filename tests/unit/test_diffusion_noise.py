@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from sfumato.diffusion.brownian import BrownianPath, brownian_noise, torchsde_noise
-from sfumato.diffusion.noise import SOURCES, cpu_noise, cuda_noise, generator_noise, seeded_noise, white_noise
+from sfumato.diffusion.noise import (
+    SOURCES,
+    cpu_noise,
+    cuda_noise,
+    generator_noise,
+    seeded_noise,
+    seeds_from,
+    white_noise,
+)
 from sfumato.diffusion.philox import PhiloxStream, philox_4x32_10
 from sfumato.errors import InvalidRequest
 
@@ -134,12 +143,22 @@ def test_brownian_noise_is_the_same_alone_and_in_a_batch() -> None:
     assert torch.equal(together[1:], alone)
 
 
+@pytest.mark.filterwarnings("ignore:Should have")
 def test_torchsde_noise_is_k_diffusions() -> None:
     """Against the copy of `BrownianTreeNoiseSampler` that diffusers carries."""
     from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
 
     like = torch.zeros(2, 1, 4, 4)
-    theirs = BrownianTreeNoiseSampler(like, 0.03125, 14.5, seed=[5, 6])
-    ours = torchsde_noise([5, 6], like, 0.03125, 14.5)
-    for sigma, sigma_next in ((14.5, 5.0), (5.0, 1.0), (1.0, 0.03125)):
+    levels = [14.614641189575195, 5.0, 1.0, 0.02916753478348255]
+    theirs = BrownianTreeNoiseSampler(like, levels[-1], levels[0], seed=[5, 6])
+    ours = torchsde_noise([5, 6], like, levels[-1], levels[0])
+    for sigma, sigma_next in pairwise(levels):
         torch.testing.assert_close(ours(sigma, sigma_next), theirs(sigma, sigma_next))
+
+
+def test_seeds_from_a_generator_are_its_next_numbers() -> None:
+    drawn = seeds_from(torch.Generator().manual_seed(1), 3)
+    assert drawn == seeds_from(torch.Generator().manual_seed(1), 3)
+    assert len(set(drawn)) == 3 and all(0 <= seed < 2**63 for seed in drawn)
+    generator = torch.Generator().manual_seed(1)
+    assert (*seeds_from(generator, 1), *seeds_from(generator, 2)) == drawn

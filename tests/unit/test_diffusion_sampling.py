@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
 
-from diffusion_toy import SHAPE, start_noise, toy_model, toy_predict
+from diffusion_toy import SHAPE, V1, diffusers_run, relative_error, start_noise, toy_model, toy_predict
 from sfumato.diffusion.catalog import PROFILES, SAMPLERS
 from sfumato.diffusion.denoiser import denoiser
 from sfumato.diffusion.guidance import guide
@@ -16,7 +18,7 @@ from sfumato.diffusion.inpaint import keep_known
 from sfumato.diffusion.noise import cpu_noise
 from sfumato.diffusion.sampling import Plan, StepInfo, enter, plan, run, step_noise
 from sfumato.diffusion.schedule import NoiseSchedule
-from sfumato.errors import Cancelled, InvalidRequest, NumericalError
+from sfumato.errors import Cancelled, InvalidRequest, MissingExtra, NumericalError
 
 NOISE = NoiseSchedule()
 CASES = [(sampler, profile) for sampler in SAMPLERS for profile in PROFILES]
@@ -219,3 +221,27 @@ def test_rescale_is_per_picture() -> None:
     alone = guide(counted_answers(second, []), scale=7.5, rescale=0.7)  # type: ignore[arg-type]
     x = start_noise()
     torch.testing.assert_close(together(x, 1.0, 1.0)[1:], alone(x[1:], 1.0, 1.0))
+
+
+def test_k_diffusions_paths_are_torchsdes_and_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parity profiles ask for torchsde rather than quietly drawing another path; the default needs nothing."""
+    x = start_noise()
+    monkeypatch.setitem(sys.modules, "torchsde", None)
+    step_noise(plan(NOISE, sampler="dpmpp_sde", steps=5), cpu_noise([1, 2]), [1, 2], x)
+    with pytest.raises(MissingExtra, match=r"sfumato\[sde\]"):
+        step_noise(plan(NOISE, sampler="dpmpp_sde", steps=5, profile="k-diffusion"), cpu_noise([1, 2]), [1, 2], x)
+
+
+@pytest.mark.filterwarnings("ignore:Should have")
+def test_dpmpp_sde_with_torchsde_is_diffusers_whole() -> None:
+    """Scheduler, seeds and tree together: the run of diffusers' DPMSolverSDEScheduler, k-diffusion's port, on Karras'
+    σ, which are the same in both."""
+    scheduler = diffusers.DPMSolverSDEScheduler(**V1, use_karras_sigmas=True, noise_sampler_seed=[5, 6])
+    scheduler.set_timesteps(8)
+    noise = start_noise()
+    theirs = diffusers_run(scheduler, noise)
+    the_plan = plan(NOISE, sampler="dpmpp_sde", steps=8, profile="k-diffusion", spacing="karras")
+    x = enter(the_plan, noise)
+    ours = run(the_plan, toy_predict, x, noise=step_noise(the_plan, cpu_noise([1, 2]), [5, 6], x))
+    # σ differ in the seventh digit (its ᾱ is float32), and a Brownian path is rough: with another path this is above 1
+    assert relative_error(ours, theirs) < 0.01

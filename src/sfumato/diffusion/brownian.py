@@ -91,10 +91,13 @@ def torchsde_noise(seeds: Sequence[int], like: Tensor, sigma_min: float, sigma_m
         for seed in seeds
     ]
 
+    # torchsde rounds its ends to six digits and would warn of a step that begins at the end itself
+    low, high = (round(float(torch.tensor(sigma)), 6) for sigma in (sigma_min, sigma_max))
+
     def noise(sigma: float, sigma_next: float) -> Tensor:
         start, end = torch.tensor(sigma_next), torch.tensor(sigma)
         # k-diffusion asks from high σ to low and takes the increment with the sign of that direction
-        drawn = torch.stack([-tree(start, end) for tree in trees])
+        drawn = torch.stack([-tree(max(low, float(start)), min(high, float(end))) for tree in trees])
         return (drawn / (end - start).abs().sqrt()).to(like)
 
     return noise
