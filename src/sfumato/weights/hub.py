@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import errno
+import importlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -94,8 +95,9 @@ def download(
     if constants.HF_HUB_OFFLINE:
         return cached(hub_id, revision=revision, cache_dir=cache_dir)
     client: Any = huggingface_hub
-    silent = client.utils.are_progress_bars_disabled()
-    client.utils.disable_progress_bars()
+    bars: Any = importlib.import_module("huggingface_hub.utils")
+    silent = bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
     try:
         info = client.HfApi(token=token).model_info(hub_id, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
@@ -116,7 +118,7 @@ def download(
         raise explained(error, hub_id, revision) from error
     finally:
         if not silent:
-            client.utils.enable_progress_bars()
+            bars.enable_progress_bars()
     return Snapshot(hub_id=hub_id, revision=folder.name, path=_entry_point(hub_id, folder))
 
 

@@ -140,16 +140,16 @@ def pull(
     Its files are hashed, which `verify` compares with. Raises `HubError`, `InvalidRequest` or `OutputError`.
     """
     hub_id = ALIASES.get(name, name)
+    alias = next((alias for alias, known in ALIASES.items() if known == hub_id), hub_id.rpartition("/")[2])
+    _check_free(plain_name(alias, what="model name"), hub_id=hub_id)
     snapshot = hub.download(hub_id, revision=revision, token=token, variant=variant, on_progress=on_progress)
-    alias = next((alias for alias, known in ALIASES.items() if known == hub_id), hub_id.partition("/")[2])
     record = Record(
-        name=plain_name(alias, what="model name"),
+        name=alias,
         path=str(snapshot.path),
         hub_id=hub_id,
         revision=snapshot.revision,
         files=hash_files(snapshot.path),
     )
-    _check_free(record.name, hub_id=hub_id)
     change_records(lambda records: records.update({record.name: record}))
     return _from_record(record)
 
