@@ -18,7 +18,7 @@ from sfumato.pipeline.images import pixels_sha256
 from sfumato.pipeline.metadata import SOURCE_TYPE, parameters_of, provenance_of
 from sfumato.pipeline.parameters_text import SAMPLER_NAMES, format_parameters, parse_parameters
 from sfumato.pipeline.provenance import Provenance
-from sfumato.pipeline.request import Request
+from sfumato.pipeline.request import ImageSource, Request
 from sfumato.pipeline.saving import encode_picture
 
 SUFFIXES = [".png", ".jpg", ".webp", *[".avif"] * features.check("avif")]
@@ -95,6 +95,30 @@ def test_every_sampler_and_a_profile_s_own_spacing_have_a_name_there() -> None:
     assert set(SAMPLERS) <= set(SAMPLER_NAMES)
     request = Request(prompt="a", sampler="dpmpp_2m", profile="a1111")
     assert "Sampler: DPM++ 2M, Schedule type: Karras" in format_parameters(provenance(request=request))
+
+
+def test_parameters_text_has_every_setting_that_has_a_name_there() -> None:
+    source = ImageSource(sha256="0" * 64, width=9, height=9)
+    request = Request(
+        prompt="a",
+        sampler="ddim",
+        eta=0.5,
+        clip_skip=1,
+        noise="cuda",
+        variation_seed=3,
+        variation_strength=0.25,
+        init_image=source,
+        strength=0.6,
+    )
+    found = parse_parameters(format_parameters(provenance(request=request))).settings
+    assert found["RNG"] == "NV"
+    assert found["Eta"] == "0.5"
+    assert found["Clip skip"] == "2"  # there, 1 is the last layer, so 2 skips one
+    assert (found["Variation seed"], found["Variation seed strength"]) == ("3", "0.25")
+    assert found["Denoising strength"] == "0.6"
+    request = Request(prompt="a", upscale=2.0, upscale_strength=0.4)
+    found = parse_parameters(format_parameters(provenance(request=request, width=48, height=32))).settings
+    assert (found["Hires upscale"], found["Denoising strength"], found["Size"]) == ("2", "0.4", "24x16")
 
 
 def test_parameters_text_names_a_vae_without_its_folder() -> None:
@@ -178,6 +202,7 @@ def test_a_packet_rewritten_with_an_attribute_is_read() -> None:
         b'<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><x>&b;</x>',
         b'<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]><x>&a;</x>',
         b"<x>" * 100_000,
+        ("<!DOCTYPE x>" + RDF + ' s:provenance="{}"/></rdf:RDF>').encode(),
     ],
 )
 def test_other_xmp_packets_say_nothing(packet: bytes) -> None:

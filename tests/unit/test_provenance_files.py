@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import os
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def test_every_format_holds_picture_and_record(tmp_path: Path, suffix: str) -> N
     parameters = read_parameters(path)
     assert parameters is not None and parameters.prompt == "a red heart"
     assert encode_picture(PIXELS, suffix, RECORD) == path.read_bytes()
+
+
+def test_jpeg_keeps_colour_at_every_pixel() -> None:
+    stripes = np.zeros((16, 16, 3), np.uint8)
+    stripes[:, ::2] = (200, 40, 40)
+    stripes[:, 1::2] = (40, 40, 200)
+    with Image.open(io.BytesIO(encode_picture(stripes, ".jpg"))) as picture:
+        assert np.abs(np.array(picture).astype(int) - stripes).max() <= 16
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

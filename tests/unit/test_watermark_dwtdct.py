@@ -65,6 +65,13 @@ def test_survives_jpeg(tmp_path: Path) -> None:
     assert (matching_bits(np.array(Image.open(tmp_path / "a.jpg"))) or 0) > 120
 
 
+def test_the_majority_of_the_blocks_decides_each_bit() -> None:
+    picture = synthetic(512, 512)
+    marked = add_watermark(picture)
+    marked[-180:] = 0  # a third of the blocks now all say 0
+    assert read_watermark(marked) == MESSAGE
+
+
 def test_carries_other_messages() -> None:
     marked = add_watermark(synthetic(512, 512), b"another one")
     assert read_watermark(marked, len(b"another one")) == b"another one"
