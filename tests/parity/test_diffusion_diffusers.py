@@ -120,6 +120,15 @@ def test_ddim_with_eta_matches_diffusers(eta: float, steps: int) -> None:
     assert relative_error(drawn_run("ddim", steps, noise, eta=eta), x) < TOLERANCE
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 50])
+def test_ddim_trailing_matches_diffusers_where_its_stride_is_whole(steps: int) -> None:
+    scheduler = diffusers.DDIMScheduler(**DDIM, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    ours_plan = plan(NOISE, sampler="ddim", steps=steps, spacing="trailing")
+    ours = run(ours_plan, toy_predict, enter(ours_plan, start_noise()))
+    assert relative_error(ours, diffusers_run(scheduler, start_noise())) < TOLERANCE
+
+
 def drawn_run(
     sampler: str, steps: int, noise: torch.Tensor, spacing: str | None = None, eta: float = 0.0
 ) -> torch.Tensor:

@@ -54,6 +54,7 @@ def test_calls_steps_and_levels_are_as_planned(sampler: str, profile: str, steps
         assert {event.steps for event in events} == {the_plan.steps}
         assert set(the_plan.timesteps) <= set(shown)
     assert [event.index for event in events] == list(range(len(events)))
+    assert events[-1].calls == len(shown)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

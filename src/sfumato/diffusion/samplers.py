@@ -159,6 +159,7 @@ def deis(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = pr
 
     Zhang & Chen 2022 (DEIS), the "log ρ" variant (ρ is σ here), as diffusers' DEISMultistepScheduler has it at its
     default order: the first step is Euler's, and the last one too if there are fewer than 15 or if it goes to 0.
+    Not followed: with Karras σ and the like diffusers repeats the last σ, a call without a step; ours go on to 0.
     """
     steps = len(sigmas) - 1
     before: tuple[float, Tensor] | None = None

@@ -187,12 +187,14 @@ _PATHS: Mapping[str, Callable[[Plan, Sequence[int], Tensor], Noise]] = {"own": _
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInfo:
-    """What `on_step` is told: step `index` (from 0) of `steps` is done and reached `sigma`. `x0` (B, C, h, w) is the
-    model's latest estimate of the clean latents, for a preview. `steps` is None where it isn't known (dpm_adaptive)."""
+    """What `on_step` is told: step `index` (from 0) of `steps` is done and reached `sigma`, after `calls` model calls
+    in all. `x0` (B, C, h, w) is the model's latest estimate of the clean latents, for a preview. `steps` is None where
+    it isn't known (dpm_adaptive)."""
 
     index: int
     steps: int | None
     sigma: float
+    calls: int
     x0: Tensor = field(repr=False)
 
 
@@ -222,8 +224,15 @@ def run(
     walk = _WALKS[plan.sampler]
     if inpaint is not None:
         x = inpaint.before_first(x, plan.sigmas[0])
-    after = _after(plan, on_step, inpaint)
-    denoise = denoiser(predict, plan.schedule.times(), prediction)
+    calls = 0
+
+    def counted(x_in: Tensor, t: float, sigma: float) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return predict(x_in, t, sigma)
+
+    after = _after(plan, on_step, inpaint, lambda: calls)
+    denoise = denoiser(counted, plan.schedule.times(), prediction)
     x = walk(plan, denoise, x, noise or _no_noise, after)
     if plan.sampler in PROFILES[plan.schedule.profile].final_draws and noise is not None:
         # the program draws here too and multiplies by 0: the caller's generator must move on as much
@@ -232,7 +241,7 @@ def run(
     return x if inpaint is None else inpaint.at_end(x)
 
 
-def _after(plan: Plan, on_step: OnStep | None, inpaint: Inpaint | None) -> After:
+def _after(plan: Plan, on_step: OnStep | None, inpaint: Inpaint | None, calls: Callable[[], int]) -> After:
     steps = plan.steps if SAMPLERS[plan.sampler].takes_steps else None
 
     def after(step: Step) -> Tensor:
@@ -240,7 +249,7 @@ def _after(plan: Plan, on_step: OnStep | None, inpaint: Inpaint | None) -> After
         if inpaint is not None and step.sigma_next != plan.schedule.final_sigma:
             x = inpaint.between(x, step.sigma_next)
         if on_step is not None:
-            on_step(StepInfo(index=step.index, steps=steps, sigma=step.sigma_next, x0=step.x0))
+            on_step(StepInfo(index=step.index, steps=steps, sigma=step.sigma_next, calls=calls(), x0=step.x0))
         return x
 
     return after

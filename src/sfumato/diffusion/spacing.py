@@ -76,6 +76,8 @@ def _leading(choice: Choice) -> list[Point]:
 
 
 def _trailing(choice: Choice) -> list[Point]:
+    """N − i·N/S, rounded, less 1. Not followed: with this and linspace, diffusers' DDIM and PNDM step by N // S even
+    where the list's next entry is elsewhere (S not dividing N); we go to the next entry."""
     count, steps = choice.noise.num_train_timesteps, choice.steps
     if choice.info.grid == "distilled":
         return choice.at(_distilled(count, steps, choice.notes))
