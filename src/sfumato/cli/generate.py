@@ -1,0 +1,172 @@
+"""`sfumato generate`: prompts in, picture files out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.loading import Models
+from sfumato.cli.options import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Overwrite, with_flags
+from sfumato.cli.progress_bar import Tracker, tracking
+from sfumato.cli.prompts import requests_for
+from sfumato.cli.settings import read_settings
+from sfumato.cli.terminal import write_json, write_line
+from sfumato.errors import InvalidRequest
+from sfumato.pipeline.request import MAX_SEED, Request
+
+if TYPE_CHECKING:
+    from sfumato.cli.destination import Destination
+    from sfumato.pipeline.generate import Generation
+    from sfumato.pipeline.images import Pixels
+    from sfumato.pipeline.provenance import Provenance
+
+MAX_COUNT = 10_000
+
+Made = tuple["Pixels", "Provenance", Path]
+
+
+@with_flags(*REQUEST_FLAGS, *RUN_FLAGS)
+def generate(
+    given: Given,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", show_default=False)] = None,
+    count: Annotated[
+        int, typer.Option("--count", "-c", metavar="N", help="Pictures of each prompt.", rich_help_panel=PICTURE)
+    ] = 1,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="More prompts, one a line; .jsonl: request fields a line.", rich_help_panel=PICTURE
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="A picture's name, or a folder. [dim]\\[pictures][/dim]",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    picture_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help="png, jpg, webp, avif. [dim]\\[png][/dim]", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    sheet: Annotated[
+        bool,
+        typer.Option(
+            "--sheet", metavar="", help="One more picture with all of them, labelled.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+    show: Annotated[
+        bool | None,
+        typer.Option(
+            "--show/--no-show",
+            metavar="",
+            help="Draw them in the terminal. [dim]\\[if it is one][/dim]",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make pictures from prompts.
+
+    sfumato generate "a red heart" --seed 7 --count 4
+    """
+    from sfumato.cli.destination import destination
+    from sfumato.cli.show import show as draw
+    from sfumato.cli.show import wanted
+
+    settings = read_settings(given)
+    requests = _counted(requests_for(prompts or (), prompts_file, settings), count)
+    run = settings.run()
+    where = destination(
+        out or run.out,
+        format=picture_format or settings.values.get("format"),
+        pictures=len(requests),
+        overwrite=overwrite,
+        sheet=sheet,
+    )
+    made: list[Made] = []
+    timings: dict[str, float] = {}
+    with tracking(len(requests)) as tracker:
+        for generation in generations(requests, Models(run, tracker.on_progress), tracker):
+            for picture in _saved(generation, where):
+                made.append(picture)
+                if not as_json:
+                    write_line(str(picture[2]))
+            timings = {name: timings.get(name, 0.0) + took for name, took in generation.timings.items()}
+        sheet_path = _sheet(made, where) if sheet else None
+    if sheet_path is not None and not as_json:
+        write_line(str(sheet_path))
+    if as_json:
+        write_json(_document(made, sheet_path, timings))
+    if wanted(show) and not (as_json and show is None):
+        draw([pixels for pixels, _, _ in made], _labels([record for _, record, _ in made]))
+
+
+def generations(requests: Sequence[Request], models: Models, tracker: Tracker) -> Iterator[Generation]:
+    """Make the pictures, as many at a time as run together, so that each is handed out when it is finished."""
+    from sfumato.pipeline.batch import batch_key
+
+    for _, group in groupby(requests, key=batch_key):
+        waiting = iter(group)
+        while batch := list(islice(waiting, 1)):
+            pipeline = models.pipeline(batch[0])
+            batch += islice(waiting, pipeline.batch_size - 1)
+            yield pipeline.generate(batch, on_progress=tracker.on_progress)
+            tracker.done(len(batch))
+
+
+def _counted(requests: Sequence[Request], count: int) -> list[Request]:
+    """Picture i of `count` takes seed + i."""
+    if not 1 <= count <= MAX_COUNT:
+        raise InvalidRequest(f"count {count} must be a whole number from 1 to {MAX_COUNT}")
+    highest = max(request.seed for request in requests)
+    if highest + count - 1 > MAX_SEED:
+        raise InvalidRequest(f"seed {highest} leaves no room for {count} pictures: seeds end at {MAX_SEED}")
+    return [request.replace(seed=request.seed + i) for request in requests for i in range(count)]
+
+
+def _saved(generation: Generation, where: Destination) -> Iterator[Made]:
+    import numpy as np
+
+    for image, provenance in zip(generation.images, generation.provenance, strict=True):
+        pixels = np.asarray(image)
+        yield pixels, provenance, where.save(pixels, provenance)
+
+
+def _sheet(made: Sequence[Made], where: Destination) -> Path:
+    from sfumato.pipeline.grid import captioned, sheet_provenance
+
+    records = [provenance for _, provenance, _ in made]
+    pixels = captioned([pixels for pixels, _, _ in made], _labels(records))
+    return where.save_sheet(pixels, sheet_provenance(records[0], pixels))
+
+
+def _labels(records: Sequence[Provenance]) -> list[str]:
+    """What tells the pictures apart: their prompts, their seeds, or both."""
+    requests = [provenance.request for provenance in records]
+    several_prompts = len({request.prompt for request in requests}) > 1
+    several_seeds = len({request.seed for request in requests}) > 1
+    return [
+        ", ".join([request.prompt] * (several_prompts or not several_seeds) + [f"seed {request.seed}"] * several_seeds)
+        for request in requests
+    ]
+
+
+def _document(made: Sequence[Made], sheet: Path | None, timings: dict[str, float]) -> dict[str, Any]:
+    return {
+        "pictures": [{"path": str(path), **json.loads(provenance.to_json())} for _, provenance, path in made],
+        "sheet": str(sheet) if sheet else None,
+        "seconds": {name: round(took, 3) for name, took in timings.items()},
+    }

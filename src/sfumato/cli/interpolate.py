@@ -1,0 +1,74 @@
+"""`sfumato interpolate`: a moving picture from one prompt to another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.loading import Models
+from sfumato.cli.options import IMAGES, OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Overwrite, with_flags
+from sfumato.cli.progress_bar import tracking
+from sfumato.cli.settings import read_settings
+from sfumato.cli.terminal import write_json, write_line
+
+_FLAGS = tuple(flag for flag in REQUEST_FLAGS if flag.panel != IMAGES or flag.name.startswith("upscale"))
+
+
+@with_flags(*_FLAGS, *RUN_FLAGS)
+def interpolate(
+    given: Given,
+    first: Annotated[str, typer.Argument(metavar="PROMPT_A", show_default=False)],
+    last: Annotated[str, typer.Argument(metavar="PROMPT_B", show_default=False)],
+    frames: Annotated[
+        int, typer.Option("--frames", "-f", metavar="N", help="Pictures, both ends included.", rich_help_panel=PICTURE)
+    ] = 24,
+    last_seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Seed at the end. [dim]\\[the same][/dim]", rich_help_panel=PICTURE, show_default=False
+        ),
+    ] = None,
+    fps: Annotated[float, typer.Option(metavar="X", help="Frames a second.", rich_help_panel=OUTPUT)] = 12.0,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="NAME.gif, .webp or .mp4, or a folder. [dim]\\[pictures][/dim]",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Walk from one prompt to another, frame by frame.
+
+    sfumato interpolate "red heart" "blue heart" --frames 30 --out walk.gif
+    """
+    import numpy as np
+
+    from sfumato.cli.destination import animation_path, make_folder
+    from sfumato.pipeline.animation import save_animation
+    from sfumato.pipeline.interpolate import check_walk
+    from sfumato.pipeline.interpolate import interpolate as walk
+
+    settings = read_settings(given)
+    start = settings.request(first)
+    end = start.replace(prompt=last, seed=start.seed if last_seed is None else last_seed)
+    check_walk(start, end, frames)
+    run = settings.run()
+    path = animation_path(out or run.out, start.seed, f"{first} to {last}", fps=fps, overwrite=overwrite)
+    with tracking(frames) as tracker:
+        pipeline = Models(run, tracker.on_progress).pipeline(start)
+        made = list(walk(pipeline, start, end, frames, on_progress=tracker.on_progress))
+    pixels = [np.asarray(generation.images[0]) for generation in made]
+    make_folder(path.parent)
+    save_animation(pixels, path, fps=fps, provenance=made[0].provenance[0], overwrite=overwrite)
+    if as_json:
+        requests = [generation.requests[0].to_dict() for generation in (made[0], made[-1])]
+        write_json({"path": str(path), "frames": frames, "fps": fps, "first": requests[0], "last": requests[1]})
+    else:
+        write_line(str(path))

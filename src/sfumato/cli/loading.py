@@ -1,0 +1,45 @@
+"""Models for commands: one in memory at a time, loaded as the settings say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sfumato.cli.settings import RunSettings
+from sfumato.progress import OnProgress, ignore
+
+if TYPE_CHECKING:
+    from sfumato.pipeline.generate import Pipeline
+    from sfumato.pipeline.request import Request
+
+
+class Models:
+    """Gives the pipeline a request needs, and lets go of the last one when another model is asked for."""
+
+    def __init__(self, settings: RunSettings, on_progress: OnProgress = ignore) -> None:
+        self._settings, self._on_progress = settings, on_progress
+        self._loaded: tuple[tuple[str, str | None], Pipeline] | None = None
+
+    def pipeline(self, request: Request) -> Pipeline:
+        """Raises as `load_pipeline` does."""
+        from sfumato.pipeline.load import load_pipeline
+
+        key = (request.model, request.vae)
+        if self._loaded is not None and self._loaded[0] == key:
+            return self._loaded[1]
+        self._loaded = None
+        settings = self._settings
+        pipeline = load_pipeline(
+            request.model,
+            vae=request.vae,
+            device=settings.device,
+            dtype=settings.dtype,
+            ema=settings.ema,
+            variant=settings.variant,
+            revision=settings.revision,
+            offline=settings.offline,
+            safety=settings.safety,
+            watermark=settings.watermark,
+            on_progress=self._on_progress,
+        )
+        self._loaded = key, pipeline
+        return pipeline

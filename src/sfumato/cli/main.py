@@ -1,0 +1,130 @@
+"""The command `sfumato`: its commands, and what its exit codes and its last line on stderr say."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+import sfumato
+from sfumato.cli.convert import convert
+from sfumato.cli.explain import explain, samplers
+from sfumato.cli.generate import generate
+from sfumato.cli.grid import grid
+from sfumato.cli.inspect import inspect
+from sfumato.cli.interpolate import interpolate
+from sfumato.cli.models import models
+from sfumato.cli.replay import replay
+from sfumato.cli.terminal import log_to_stderr, silence_stdout, write_error
+from sfumato.errors import SfumatoError
+
+INTERRUPTED = 130
+
+# The base of all usage errors: Click's own, or that of the copy of Click which newer versions of Typer carry.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="sfumato",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sfumato {sfumato.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def sfumato_command(
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", metavar="", help="Show tracebacks; goes behind any command too.")
+    ] = False,
+) -> None:
+    """Pictures from words: Stable Diffusion v1, whole.
+
+    sfumato generate "a red heart"
+    """
+
+
+_PICTURES, _UNDERSTAND, _MODELS = "Pictures", "Understand", "Models"
+
+app.command(rich_help_panel=_PICTURES)(generate)
+app.command(rich_help_panel=_PICTURES)(grid)
+app.command(rich_help_panel=_PICTURES)(interpolate)
+app.command(rich_help_panel=_PICTURES)(replay)
+app.command(rich_help_panel=_UNDERSTAND)(inspect)
+app.command(rich_help_panel=_UNDERSTAND)(explain)
+app.command(rich_help_panel=_UNDERSTAND)(samplers)
+app.add_typer(models, name="models", rich_help_panel=_MODELS)
+app.command(rich_help_panel=_MODELS)(convert)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and give its exit code: 0 done, 1 failed, 2 asked for something impossible, 130 stopped.
+
+    Every failure is exactly one line on stderr; `--debug` puts the traceback above it.
+    """
+    arguments, debug = _without_debug(arguments)
+    log_to_stderr(debug=debug)
+    try:
+        outcome = typer.main.get_command(app).main(list(arguments), prog_name="sfumato", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the results had enough
+        silence_stdout()
+        return 1
+    except _UsageError as error:
+        return _fail(error, _usage_message(error), 2, debug)
+    except SfumatoError as error:
+        return _fail(error, str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        write_error("stopped")
+        return INTERRUPTED
+    except Exception as error:
+        reason = f"something unexpected went wrong ({type(error).__name__}: {error})"
+        hint = "" if debug else ": run again with --debug, and report what it shows"
+        return _fail(error, reason + hint, 1, debug)
+    if outcome == INTERRUPTED:  # how Typer hands on Ctrl-C
+        write_error("stopped")
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The command line without `--debug`, which may stand anywhere before a lone `--`."""
+    words = list(arguments)
+    end = words.index("--") if "--" in words else len(words)
+    return [word for word in words[:end] if word != "--debug"] + words[end:], "--debug" in words[:end]
+
+
+def _fail(error: Exception, message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    write_error(message)
+    return code
+
+
+def _usage_message(error: Exception) -> str:
+    """The usage error as one sentence that says where to look."""
+    unknown = getattr(error, "option_name", None)
+    if isinstance(error, typer.BadParameter) or unknown is None or not hasattr(error, "possibilities"):
+        message = error.format_message().strip().rstrip(".").replace(". Did you", ": did you")  # type: ignore[attr-defined]
+    else:
+        near = " or ".join(sorted(error.possibilities or ()))
+        message = f"no such option {unknown}" + (f": did you mean {near}?" if near else "")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "sfumato"
+    return f"{message[:1].lower()}{message[1:]}; see `{command} --help`".replace("?;", "?")

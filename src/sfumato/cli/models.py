@@ -1,0 +1,133 @@
+"""`sfumato models`: what is on this machine, and what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.inspect import readable
+from sfumato.cli.inspect import show_model as show
+from sfumato.cli.options import Json
+from sfumato.cli.progress_bar import tracking
+from sfumato.cli.terminal import stdout_console, table, write_json, write_line
+
+if TYPE_CHECKING:
+    from sfumato.weights.store import ModelLocation
+
+models = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+Revision = Annotated[str | None, typer.Option(metavar="NAME", help="A branch, tag or commit.", show_default=False)]
+Variant = Annotated[str | None, typer.Option(metavar="NAME", help='Other files, such as "fp16".', show_default=False)]
+
+
+@models.callback()
+def about_models() -> None:
+    """List, download, add, show, verify and remove models."""
+
+
+@models.command("list")
+def list_models(as_json: Json = False) -> None:
+    """List the models on this machine, and the published ones that can be pulled by a short name."""
+    from sfumato.weights.store import ALIASES
+    from sfumato.weights.store import list_models as known
+
+    here = known()
+    absent = {alias: hub_id for alias, hub_id in ALIASES.items() if alias not in {location.name for location in here}}
+    if as_json:
+        write_json({"models": [_document(location) for location in here], "can_be_pulled": absent})
+        return
+    listed = table("model", "from", "where")
+    for location in here:
+        listed.add_row(f"[bold cyan]{location.name}[/]", location.hub_id or location.source, str(location.path))
+    for alias, hub_id in absent.items():
+        listed.add_row(f"[dim]{alias}[/]", f"[dim]{hub_id}[/]", f"[dim]sfumato models pull {alias}[/]")
+    stdout_console().print(listed)
+
+
+@models.command()
+def pull(name: Name, revision: Revision = None, variant: Variant = None, as_json: Json = False) -> None:
+    """Download a model from the Hugging Face Hub: a short name such as v1-4, or OWNER/NAME.
+
+    A private or gated one needs the token that `hf auth login` or HF_TOKEN left.
+    """
+    from sfumato.weights.store import pull as fetch
+
+    with tracking() as tracker:
+        location = fetch(name, revision=revision, variant=variant, on_progress=tracker.on_progress)
+    _say(location, as_json)
+
+
+@models.command()
+def add(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model's folder or file.", show_default=False)],
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What to call it. [dim]\\[its file name][/dim]", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace the one of that name.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give a model on this machine a name. Its files stay where they are."""
+    from sfumato.weights.store import add as remember
+
+    _say(remember(path, name=name, overwrite=overwrite), as_json)
+
+
+models.command("show")(show)
+
+
+@models.command()
+def verify(name: Name, as_json: Json = False) -> None:
+    """Compare a model's files with the hashes noted when it was added or pulled: exit code 1 if any differs."""
+    from sfumato.weights.store import verify as check
+
+    checks = check(name)
+    if as_json:
+        files = [{"file": c.file, "expected": c.expected, "found": c.found, "ok": c.ok} for c in checks]
+        write_json({"name": name, "ok": all(c.ok for c in checks), "files": files})
+    else:
+        for c in checks:
+            write_line(f"{c.file}: {'unchanged' if c.ok else 'gone' if c.found is None else 'changed'}")
+    if not all(c.ok for c in checks):
+        raise typer.Exit(1)
+
+
+@models.command("rm")
+def remove(
+    name: Name,
+    delete_files: Annotated[
+        bool, typer.Option("--delete-files", metavar="", help="Delete what `pull` downloaded, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Forget a model. Its files stay, unless --delete-files."""
+    from sfumato.weights.store import remove as forget
+
+    freed = forget(name, delete_files=delete_files)
+    if as_json:
+        write_json({"name": name, "bytes_freed": freed})
+    else:
+        write_line(
+            f"{name} is forgotten" + (f", {readable(freed)} freed" if freed else "; its files are where they were")
+        )
+
+
+def _say(location: ModelLocation, as_json: bool) -> None:
+    if as_json:
+        write_json(_document(location))
+    else:
+        write_line(f"{location.name}: {location.path}")
+
+
+def _document(location: ModelLocation) -> dict[str, Any]:
+    return {
+        "name": location.name,
+        "kind": location.kind,
+        "path": str(location.path),
+        "source": location.source,
+        "hub_id": location.hub_id,
+        "revision": location.revision,
+    }

@@ -1,0 +1,82 @@
+"""How far the work is, on stderr, where a person looks at it; nothing where stderr is a file or a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sfumato.progress import OnProgress, Progress, Stage, ignore
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+_DOING: Mapping[Stage, str] = {
+    "download": "downloading",
+    "load": "loading the model",
+    "encode": "reading the prompt",
+    "denoise": "painting",
+    "decode": "decoding",
+    "check": "checking",
+    "save": "saving",
+}
+
+
+class Tracker:
+    """Progress of one command. `on_progress` goes to whatever does the work; `done` counts whole pictures."""
+
+    def __init__(self, bar: Bar | None, task: TaskID | None, pictures: int) -> None:
+        self._bar, self._task = bar, task
+        self._pictures, self._finished = pictures, 0
+
+    @property
+    def on_progress(self) -> OnProgress:
+        return ignore if self._bar is None else self._show
+
+    def done(self, pictures: int) -> None:
+        """So many more pictures are finished."""
+        self._finished += pictures
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._finished)
+
+    def _show(self, event: Progress) -> None:
+        assert self._bar is not None and self._task is not None
+        if event.stage == "download":
+            self._bar.update(
+                self._task, description=_DOING["download"], completed=event.step, total=event.steps or None
+            )
+        elif event.stage == "denoise":
+            done = self._finished + event.image + event.step / max(event.steps, 1)
+            step = f"step {event.step}/{event.steps}"
+            which = f"picture {self._finished + event.image + 1}/{self._pictures}, " if self._pictures > 1 else ""
+            self._bar.update(self._task, description=f"{which}{step}", completed=done, total=self._pictures)
+        else:
+            self._bar.update(
+                self._task, description=_DOING[event.stage], completed=self._finished, total=self._pictures
+            )
+
+
+@contextmanager
+def tracking(pictures: int = 1, *, quiet: bool = False) -> Iterator[Tracker]:
+    """A bar that vanishes when the work is over, with the time left. Without a terminal on stderr, or `quiet`, none."""
+    if quiet or not sys.stderr.isatty():
+        yield Tracker(None, None, pictures)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("[dim]left"),
+        TimeRemainingColumn(),
+    )
+    # Results go to stdout as they come; rich holds them above the bar.
+    with Bar(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
+        yield Tracker(bar, bar.add_task("starting", total=None), pictures)

@@ -1,0 +1,127 @@
+"""`sfumato replay`: make a picture again from its own record and say whether it is identical."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.loading import Models
+from sfumato.cli.options import IMAGES, MODEL, OUTPUT, RUN_FLAGS, Given, Json, with_flags
+from sfumato.cli.progress_bar import tracking
+from sfumato.cli.settings import read_settings
+from sfumato.cli.terminal import write_json, write_line
+from sfumato.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from sfumato.pipeline.provenance import Provenance
+    from sfumato.pipeline.replay import Replay
+
+_WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in ("device", "variant", "revision", "ema", "offline"))
+
+
+@with_flags(*_WHERE)
+def replay(
+    given: Given,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", show_default=False)],
+    init_image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The picture it started from.", rich_help_panel=IMAGES)
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The mask it was made with.", rich_help_panel=IMAGES)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="Where the model is now.", rich_help_panel=MODEL),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Keep the new picture.", rich_help_panel=OUTPUT),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a picture again from its own record and compare: exit code 0 if it is identical, else 1."""
+    from sfumato.cli.destination import destination
+    from sfumato.pipeline.replay import recorded_in, with_inputs
+    from sfumato.pipeline.replay import replay as make_again
+
+    recorded = recorded_in(image)
+    request = with_inputs(recorded.request, image.parent, init_image=init_image, mask=mask)
+    if model is not None:
+        request = request.replace(model=model)
+    where = destination(str(out), format=None, pictures=1, overwrite=False) if out is not None else None
+    settings = read_settings(_as_recorded(recorded) | dict(given)).run()
+    with tracking() as tracker:
+        pipeline = Models(settings, tracker.on_progress).pipeline(request)
+        if pipeline.model.device.type == "cpu":
+            _use_threads(recorded.threads)
+        result = make_again(image, pipeline, request, on_progress=tracker.on_progress)
+    kept = where.save(result.pixels, result.current) if where is not None else None
+    if as_json:
+        write_json(_document(image, result, kept))
+    else:
+        for line in _lines(image, result):
+            write_line(line)
+        if kept is not None:
+            write_line(str(kept))
+    if not result.identical:
+        raise typer.Exit(1)
+
+
+def _as_recorded(recorded: Provenance) -> dict[str, str]:
+    """The flags that bring back the recorded conditions, as far as this machine can."""
+    from sfumato.runtime import resolve_device
+
+    try:
+        resolve_device(recorded.device)
+        device = recorded.device
+    except InvalidRequest:
+        device = "auto"  # the result will say that it differs
+    watermark = "false" if recorded.watermark == "off" else "true"
+    return {"device": device, "dtype": recorded.dtype, "safety": "flag", "watermark": watermark}
+
+
+def _use_threads(threads: int) -> None:
+    import os
+
+    import torch
+
+    torch.set_num_threads(min(threads, os.cpu_count() or 1))
+
+
+def _lines(image: Path, result: Replay) -> list[str]:
+    lines = [f"{image}: {_verdict(result)}"]
+    if not result.identical:
+        lines += [f"  {name} was {then}, is {now}" for name, (then, now) in result.differences.items()]
+        if not result.differences and result.untouched is not False:
+            lines.append("  although engine, threads, torch, processor, model and version are the same")
+    return lines
+
+
+def _verdict(result: Replay) -> str:
+    if result.identical:
+        return "identical" + (" (by the hash of its pixels: this format is lossy)" if result.untouched is None else "")
+    if result.untouched is False and result.current.pixels_sha256 == result.recorded.pixels_sha256:
+        return f"the file was changed since it was made{_distance(result)}; what was made then comes out the same again"
+    if result.psnr is None:
+        made, file = result.current, result.recorded
+        return f"different: {made.width}×{made.height} came out, the file has {file.width}×{file.height} (a sheet?)"
+    return f"different{_distance(result)}"
+
+
+def _distance(result: Replay) -> str:
+    return "" if result.psnr is None or math.isinf(result.psnr) else f", PSNR {result.psnr:.1f} dB"
+
+
+def _document(image: Path, result: Replay, kept: Path | None) -> dict[str, Any]:
+    psnr = result.psnr
+    return {
+        "path": str(image),
+        "identical": result.identical,
+        "untouched": result.untouched,
+        "psnr": psnr if psnr is None or math.isfinite(psnr) else "infinite",
+        "differences": {name: {"then": then, "now": now} for name, (then, now) in result.differences.items()},
+        "kept": str(kept) if kept else None,
+    }

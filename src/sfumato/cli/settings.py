@@ -1,0 +1,160 @@
+"""Where settings come from: flags, then `SFUMATO_…` in the environment, then `sfumato.toml`, then the user's config."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sfumato.cli.options import SAFETY_POLICIES, Given, SafetyPolicy
+from sfumato.diffusion.catalog import check_choice
+from sfumato.errors import InvalidConfig, InvalidRequest
+from sfumato.pipeline.field_text import FIELDS, field_value
+from sfumato.pipeline.request import Request
+
+FILE_NAME = "sfumato.toml"
+ENVIRONMENT = "SFUMATO_"
+MAX_BYTES = 2**20
+
+_Made = TypeVar("_Made")
+
+_SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+_OWN_TO_A_PICTURE = ("prompt", "init_image", "mask")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """How a model is loaded and its pictures are handed out: what isn't in a `Request`."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    variant: str | None = None
+    revision: str | None = None
+    ema: bool = True
+    offline: bool = False
+    safety: SafetyPolicy = "flag"
+    watermark: bool = True
+    out: str = "pictures"
+    format: str = "png"
+
+    def __post_init__(self) -> None:
+        for field, kind in _RUN_TYPES.items():
+            if not isinstance(getattr(self, field), kind):
+                raise InvalidRequest(f"{field} {getattr(self, field)!r} must be {_KIND_NAMES[kind]}")
+        check_choice("safety", self.safety, SAFETY_POLICIES)
+
+
+_RUN_TYPES: Mapping[str, Any] = {
+    "device": str,
+    "dtype": str,
+    "variant": str | None,
+    "revision": str | None,
+    "ema": bool,
+    "offline": bool,
+    "safety": str,
+    "watermark": bool,
+    "out": str,
+    "format": str,
+}
+_KIND_NAMES: Mapping[Any, str] = {str: "text", str | None: "text", bool: "true or false"}
+
+KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), *_RUN_TYPES)
+"""What the environment and the files may set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every value that was set somewhere, and where: a flag's origin is "", others' a name for error messages."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+
+    def request(self, prompt: str, **changes: Any) -> Request:
+        """A request of these settings. `InvalidRequest` says where a wrong value was set, unless by a flag."""
+        fields = {name: value for name, value in self.values.items() if name in FIELDS}
+        with_changes = {"prompt": prompt, **fields, **changes}
+        return self._naming_origin(lambda: Request(**with_changes))
+
+    def run(self) -> RunSettings:
+        """The settings that aren't a request's."""
+        values = {name: value for name, value in self.values.items() if name in _RUN_TYPES}
+        return self._naming_origin(lambda: RunSettings(**values))
+
+    def _naming_origin(self, make: Callable[[], _Made]) -> _Made:
+        try:
+            return make()
+        except InvalidRequest as error:
+            origin = self.origins.get(str(error).partition(" ")[0])
+            if not origin:
+                raise
+            raise InvalidRequest(f"{error} (set in {origin})") from error
+
+
+def read_settings(
+    given: Given, *, environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Settings:
+    """Everything that was set, the strongest source winning value by value.
+
+    `given` are flags as text; input pictures among them are opened and checked. Raises `InvalidRequest`, or
+    `InvalidConfig` naming the file and the key.
+    """
+    environment = os.environ if environment is None else environment
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        *((str(path), _read_file(path)) for path in reversed(tuple(_files(environment, folder or Path.cwd())))),
+        ("the environment", _from_environment(environment)),
+        ("", {name: _value(name, text) for name, text in given.items()}),
+    ]
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        values |= layer
+        origins |= {name: f"{ENVIRONMENT}{name.upper()}" if origin == "the environment" else origin for name in layer}
+    return Settings(values=values, origins=origins)
+
+
+def user_file(environment: Mapping[str, str]) -> Path:
+    """The user's own settings, in the place the XDG convention (on Windows, `APPDATA`) gives them."""
+    home = environment.get("XDG_CONFIG_HOME") or environment.get("APPDATA")
+    return (Path(home) if home else Path.home() / ".config") / "sfumato" / "config.toml"
+
+
+def _files(environment: Mapping[str, str], folder: Path) -> Iterator[Path]:
+    """The nearest `sfumato.toml` upwards of `folder`, then the user's; those that are there."""
+    project = next((parent / FILE_NAME for parent in (folder, *folder.parents) if (parent / FILE_NAME).is_file()), None)
+    if project is not None:
+        yield project
+    if (user := user_file(environment)).is_file():
+        yield user
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    try:
+        with path.open("rb") as file:
+            values = tomllib.loads(file.read(MAX_BYTES).decode())
+    except OSError as error:
+        raise InvalidConfig(f"{path} can't be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidConfig(f"{path} is not TOML: {error}") from error
+    for name in values:
+        try:
+            check_choice("the setting", name, KEYS)
+        except InvalidRequest as error:
+            raise InvalidConfig(f"{path}: {error}") from error
+    return values
+
+
+def _from_environment(environment: Mapping[str, str]) -> Mapping[str, Any]:
+    texts = {name: environment.get(ENVIRONMENT + name.upper()) for name in KEYS}
+    return {name: _value(name, text) for name, text in texts.items() if text}
+
+
+def _value(name: str, text: str) -> Any:
+    if name == "seed" and text.strip().lower() == "random":
+        return secrets.randbelow(2**32)
+    if name in FIELDS:
+        return field_value(name, text)
+    return _SWITCHES.get(text.strip().lower(), text) if _RUN_TYPES[name] is bool else text

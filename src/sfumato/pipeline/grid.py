@@ -1,0 +1,89 @@
+"""One prompt under changing settings, side by side: the requests of a grid, and its labelled sheet."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from sfumato.errors import InvalidRequest
+from sfumato.pipeline.contact_sheet import contact_sheet
+from sfumato.pipeline.field_text import field_text, field_value
+from sfumato.pipeline.images import Pixels, pixels_sha256
+from sfumato.pipeline.provenance import Provenance
+from sfumato.pipeline.request import Request
+
+MAX_CELLS = 1000
+
+_LONG_ROW = 5  # pictures; more are put into a nearly square block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """A field of `Request` and the values it takes along an axis."""
+
+    field: str
+    values: tuple[Any, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The field and the value, for each value."""
+        return tuple(f"{self.field} {field_text(value)}" for value in self.values)
+
+
+def parse_axis(text: str) -> Axis:
+    """`field=a,b,c` → the axis; `\\,` is a comma within a value. `InvalidRequest` names what is wrong."""
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise InvalidRequest(f"the axis {text!r} has no values: write it as field=a,b,c")
+    field = name.strip().replace("-", "_")
+    parts = [part.replace("\\,", ",").strip() for part in re.split(r"(?<!\\),", values)]
+    if "" in parts and field not in ("prompt", "negative_prompt"):
+        raise InvalidRequest(f"the axis {text!r} has an empty value: write it as field=a,b,c")
+    return Axis(field=field, values=tuple(field_value(field, part) for part in parts))
+
+
+def grid_requests(request: Request, x: Axis, y: Axis | None = None) -> list[list[Request]]:
+    """Rows of requests: `x` changes along a row, `y` from row to row. All are valid, or `InvalidRequest` is raised."""
+    if y is not None and y.field == x.field:
+        raise InvalidRequest(f"both axes change {x.field}: choose another field for one of them")
+    rows: list[dict[str, Any]] = [{y.field: value} for value in y.values] if y is not None else [{}]
+    if len(rows) * len(x.values) > MAX_CELLS:
+        raise InvalidRequest(f"a grid of {len(rows)} × {len(x.values)} pictures: at most {MAX_CELLS} fit a sheet")
+    # Both at once: a spacing may only be possible with the sampler of its own row.
+    return [[request.replace(**row, **{x.field: value}) for value in x.values] for row in rows]
+
+
+def grid_sheet(rows: Sequence[Sequence[Pixels]], x: Axis, y: Axis | None, title: str) -> Pixels:
+    """Rows of pictures on one sheet, the axes' values beside them."""
+    return contact_sheet(rows, x_labels=x.labels, y_labels=y.labels if y is not None else (), title=title)
+
+
+def captioned(pictures: Sequence[Pixels], captions: Sequence[str]) -> Pixels:
+    """Pictures on one sheet, each with its caption above, in a row or, where there are many, in a block."""
+    across = len(pictures) if len(pictures) <= _LONG_ROW else math.ceil(math.sqrt(len(pictures)))
+    if across == len(pictures):
+        return contact_sheet([pictures], x_labels=captions)
+    blank = np.full_like(pictures[0], 255)
+    cells = list(zip(pictures, captions, strict=True))
+    bands = []
+    for row in _chunks(cells, across):
+        # A last row that is short keeps its pictures under the others.
+        whole = [cell for cell, _ in zip_longest(row, range(across), fillvalue=(blank, ""))]
+        bands.append([contact_sheet([[picture for picture, _ in whole]], x_labels=[caption for _, caption in whole])])
+    return contact_sheet(bands)
+
+
+def sheet_provenance(first: Provenance, sheet: Pixels) -> Provenance:
+    """The record a sheet carries, as other programs have it: the settings of its first picture, but its own pixels."""
+    return dataclasses.replace(first, width=sheet.shape[1], height=sheet.shape[0], pixels_sha256=pixels_sha256(sheet))
+
+
+def _chunks(items: Sequence[tuple[Pixels, str]], size: int) -> Iterable[Sequence[tuple[Pixels, str]]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

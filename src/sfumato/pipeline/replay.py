@@ -1,0 +1,109 @@
+"""Making a picture again from its own record, and saying whether it is the same; if not, what was different."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfumato.errors import InvalidRequest
+from sfumato.pipeline.images import Pixels, pixels_sha256, psnr
+from sfumato.pipeline.metadata import read_provenance
+from sfumato.pipeline.picture_files import locate, open_picture
+from sfumato.pipeline.provenance import Provenance, differences
+from sfumato.pipeline.request import ImageSource, Request
+from sfumato.progress import Cancellation, OnProgress, ignore
+
+if TYPE_CHECKING:
+    from sfumato.pipeline.generate import Pipeline
+
+# What each of these is compressed with changes pixels; the record's hash is of those that went in.
+_LOSSY = frozenset({".jpg", ".jpeg", ".webp", ".avif"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What came out of making a picture again.
+
+    `identical`: every pixel is what it was. `untouched`: the file still holds what was written then (None for formats
+    that lose pixels, where nobody can tell). `psnr` compares the new picture with the file's pixels, in dB; None where
+    sizes differ. `differences` are the conditions that weren't the same: name → (then, now).
+    """
+
+    identical: bool
+    untouched: bool | None
+    psnr: float | None
+    differences: Mapping[str, tuple[Any, Any]]
+    recorded: Provenance
+    current: Provenance
+    pixels: Pixels = field(repr=False)
+
+
+def recorded_in(path: Path) -> Provenance:
+    """The record in a picture; `InvalidRequest` where there is none that says how to make it again."""
+    record = read_provenance(path)
+    if record is None:
+        raise InvalidRequest(f"{path} has no record of sfumato: only a picture that sfumato made can be made again")
+    if record.request.noise == "generator":
+        raise InvalidRequest(f"{path} was made with a generator of the caller's own, which no file can hold")
+    return record
+
+
+def with_inputs(request: Request, beside: Path, *, init_image: Path | None = None, mask: Path | None = None) -> Request:
+    """The request with its input pictures found: where given, else by their recorded path, else by name in the folder
+    `beside`. Each must be the very file the record names by its SHA-256; `InvalidRequest` says which isn't."""
+    found = {
+        name: _found(name, getattr(request, name), given, beside)
+        for name, given in (("init_image", init_image), ("mask", mask))
+    }
+    return request.replace(**found)
+
+
+def replay(
+    path: Path,
+    pipeline: Pipeline,
+    request: Request,
+    *,
+    on_progress: OnProgress = ignore,
+    cancellation: Cancellation | None = None,
+) -> Replay:
+    """Make the picture in `path` again, by `request` (of its record, inputs found), and compare.
+
+    Another model, machine or version is no error: the result says so in `differences`.
+    """
+    recorded = recorded_in(path)
+    stored = np.asarray(open_picture(path)[0])
+    made = pipeline.generate(request, on_progress=on_progress, cancellation=cancellation)
+    pixels, current = np.asarray(made.images[0]), made.provenance[0]
+    untouched = None if path.suffix.lower() in _LOSSY else pixels_sha256(stored) == recorded.pixels_sha256
+    return Replay(
+        identical=current.pixels_sha256 == recorded.pixels_sha256 and untouched is not False,
+        untouched=untouched,
+        psnr=psnr(pixels, stored) if pixels.shape == stored.shape else None,
+        differences=differences(recorded, current),
+        recorded=recorded,
+        current=current,
+        pixels=pixels,
+    )
+
+
+def _found(name: str, source: ImageSource | None, given: Path | None, beside: Path) -> ImageSource | None:
+    flag = "--" + name.replace("_", "-")
+    if source is None:
+        if given is not None:
+            raise InvalidRequest(f"{flag} {given}: the picture was made without one, leave it out")
+        return None
+    if given is not None:
+        picture = open_picture(given)[1]
+        if picture.sha256 != source.sha256:
+            raise InvalidRequest(
+                f"{flag} {given} is another file than the one used ({source.sha256[:10]}…): give that one"
+            )
+        return picture
+    try:
+        return open_picture(locate(source, beside))[1]
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error}, as {flag}") from error
