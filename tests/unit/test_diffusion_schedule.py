@@ -221,3 +221,11 @@ def test_the_catalog_and_explanations_need_no_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'scipy')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("steps", [7, 10, 11])
+def test_align_your_steps_as_a1111_walks_it(steps: int) -> None:
+    """`get_align_your_steps_sigmas`: as many σ as steps, the last one above 0 included, then 0."""
+    logs = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, 11), np.log(ALIGN_YOUR_STEPS))
+    schedule = make_schedule(NOISE, sampler="euler", steps=steps, spacing="align-your-steps", profile="a1111")
+    assert list(schedule.sigmas[1:]) == pytest.approx([*np.exp(logs[1:]), 0.0])
