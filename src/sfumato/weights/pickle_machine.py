@@ -22,7 +22,7 @@ from sfumato.weights.stored import MAX_DIMENSIONS
 
 # One opcode makes at most about a hundred bytes of Python objects, text grows at most fourfold: together within 64 MB.
 MAX_PICKLE_BYTES = 8 * 2**20
-MAX_OPCODES = 400_000
+MAX_OPCODES = 300_000  # Stable Diffusion v1 with EMA and optimiser states needs about 200,000
 MAX_INTEGER_BYTES = 16
 MAX_LINE = 1024  # names and numbers in the textual opcodes
 MAX_KEY = 512
@@ -90,12 +90,13 @@ _MARK = _Mark()
 class PickleMachine:
     """Runs the pickle at byte `start` of `data`; `path` is only for messages. After `run`, `position` is behind it.
 
-    `storages` collects every storage the pickle mentions, by key.
+    `storages` collects every storage the pickle mentions, by key; `left` counts the instructions it may still use.
     """
 
-    def __init__(self, data: bytes, *, path: Path, start: int = 0) -> None:
+    def __init__(self, data: bytes, *, path: Path, start: int = 0, limit: int = MAX_OPCODES) -> None:
         self.storages: dict[str, StorageRef] = {}
         self.position = start
+        self.left = limit
         self._data = data
         self.path = path
         self._stack: list[Any] = []
@@ -103,18 +104,16 @@ class PickleMachine:
 
     def run(self) -> Any:
         """The pickled object. Raises `UnsafeCheckpoint` (naming what it asked for) or `CheckpointError` (damaged)."""
-        for _ in range(MAX_OPCODES):
-            opcode = self._take(1)
-            if opcode == b".":
-                break
+        while (opcode := self._take(1)) != b".":
+            self.left -= 1
+            if self.left < 0:
+                raise self.unsafe(f"its pickle has more than {MAX_OPCODES} instructions")
             try:
                 handler = _OPCODES[opcode]
             except KeyError:
                 what = _REFUSED.get(opcode, f"holds the unknown instruction 0x{opcode.hex()}")
                 raise self.unsafe(f"its pickle {what}") from None
             handler(self)
-        else:
-            raise self.unsafe(f"its pickle has more than {MAX_OPCODES} instructions")
         if len(self._stack) != 1:
             raise self.damaged(f"its pickle ends with {len(self._stack)} objects instead of one")
         return self._pop()

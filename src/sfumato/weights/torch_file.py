@@ -43,21 +43,21 @@ def read_torch_zip(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[str,
 def read_torch_legacy(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The same for the older format: five pickles in a row, then each storage behind its number of elements."""
     program = file.bytes(0, MAX_PICKLE_BYTES)
-    machine, magic = _run(file, program, 0)
+    machine, magic = _run(file, program, None)
     if magic != _LEGACY_MAGIC:
         raise machine.unsafe(
             "a bare pickle, not a file of torch.save: save its tensors as .safetensors with the program it is from"
         )
-    machine, version = _run(file, program, machine.position)
+    machine, version = _run(file, program, machine)
     if version != _LEGACY_VERSION:
         raise CheckpointError(
             f"{file.path}: not in version {_LEGACY_VERSION} of torch's old format, the only one that is known"
         )
-    machine, system = _run(file, program, machine.position)
+    machine, system = _run(file, program, machine)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{file.path}: written on a big-endian machine, which is not supported: save it again")
-    content, value = _run(file, program, machine.position)
-    machine, keys = _run(file, program, content.position)
+    content, value = _run(file, program, machine)
+    machine, keys = _run(file, program, content)
     if (
         not isinstance(keys, list)
         or set(map(_text_or_none, keys)) != set(content.storages)
@@ -82,8 +82,12 @@ def read_torch_legacy(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[s
     return _place(file, _named_tensors(content, value), starts), {}
 
 
-def _run(file: MappedFile, program: bytes, start: int) -> tuple[PickleMachine, Any]:
-    machine = PickleMachine(program, path=file.path, start=start)
+def _run(file: MappedFile, program: bytes, previous: PickleMachine | None) -> tuple[PickleMachine, Any]:
+    """The pickle behind the one `previous` ran, within what that left of the instructions allowed for a file."""
+    if previous is None:
+        machine = PickleMachine(program, path=file.path)
+    else:
+        machine = PickleMachine(program, path=file.path, start=previous.position, limit=previous.left)
     return machine, machine.run()
 
 
