@@ -251,6 +251,7 @@ class Profile:
     `ays_keeps_last`: whether the smallest σ of align-your-steps is walked, or replaced by 0. `final_draws`: samplers
     that draw noise after the last step too, unused, which moves the generator on. `rounding`: how decoded pixels
     become bytes. `brownian`: whose tree the SDE samplers' paths come from; torchsde's needs the extra `sde`.
+    `independent_noise`: samplers that the program gives independent draws instead.
     `img2img`, `inpaint`: whose rules a run from a picture follows (`sampling`, `inpaint`).
     """
 
@@ -267,6 +268,7 @@ class Profile:
     final_draws: tuple[str, ...] = ()
     rounding: Literal["round", "truncate"] = "round"
     brownian: Literal["own", "torchsde"] = "own"
+    independent_noise: tuple[str, ...] = ()
     img2img: Literal["diffusers", "compvis", "a1111"] = "diffusers"
     inpaint: Literal["diffusers", "compvis"] = "diffusers"
 
@@ -301,7 +303,8 @@ PROFILES: Mapping[str, Profile] = {
                 name for name in SAMPLERS if name not in ("dpmpp_2s_ancestral", "dpmpp_3m_sde", "dpm_adaptive")
             ),
             spacing=_spacing(),
-            final_draws=("ddpm", "euler_ancestral"),
+            final_draws=("ddpm", "euler_ancestral", "dpmpp_2m_sde"),
+            independent_noise=("dpmpp_2m_sde",),
         ),
         Profile(
             name="compvis",
@@ -370,6 +373,11 @@ def check_spacing(sampler: str, spacing: str) -> None:
         raise InvalidRequest(
             f"sampler {sampler!r} can't use the spacing {spacing!r}: {info.excluded}; use {', '.join(info.spacings)}"
         )
+
+
+def follows_path(sampler: str, profile: str) -> bool:
+    """Whether a sampler's noise under a profile is a Brownian path's, from a seed, and not independent draws."""
+    return SAMPLERS[sampler].noise == "brownian" and sampler not in PROFILES[profile].independent_noise
 
 
 def impossible_pairs() -> tuple[tuple[str, str, str], ...]:

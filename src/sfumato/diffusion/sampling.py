@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.diffusion import samplers, stochastic
 from sfumato.diffusion.adaptive import dpm_adaptive
 from sfumato.diffusion.brownian import brownian_noise, torchsde_noise
-from sfumato.diffusion.catalog import PROFILES, SAMPLERS, model_calls
+from sfumato.diffusion.catalog import PROFILES, SAMPLERS, follows_path, model_calls
 from sfumato.diffusion.denoiser import Predict, consistency, denoiser
 from sfumato.diffusion.inpaint import Inpaint
 from sfumato.diffusion.integration import After, Denoise, Noise, Step
@@ -168,7 +168,7 @@ def step_noise(plan: Plan, draw: Draw, seeds: Sequence[int], like: Tensor) -> No
 
     Raises `MissingExtra` where the profile's paths are torchsde's and it isn't installed.
     """
-    if SAMPLERS[plan.sampler].noise == "brownian":
+    if follows_path(plan.sampler, plan.schedule.profile):
         return _PATHS[PROFILES[plan.schedule.profile].brownian](plan, seeds, like)
     return white_noise(draw, like)
 

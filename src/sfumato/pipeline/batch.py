@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sfumato.diffusion import sampling
+from sfumato.diffusion.catalog import follows_path
 from sfumato.diffusion.denoiser import Predict
 from sfumato.diffusion.guidance import guide
 from sfumato.diffusion.inpaint import Inpaint, keep_known
@@ -70,10 +71,13 @@ def noise_source(requests: Sequence[Request], generator: Generators | None) -> t
     if len(generators) not in (1, len(requests)):
         raise InvalidRequest(f"{len(generators)} generators for {len(requests)} pictures: give one, or one for each")
     single = len(generators) == 1
+    draw = generator_noise(generators[0] if single else generators)
+    if not follows_path(requests[0].sampler, requests[0].profile):
+        return draw, ()  # seeds that nobody needs would move the generators on, and the starting noise with them
     seeds = (
         seeds_from(generators[0], len(requests)) if single else tuple(s for g in generators for s in seeds_from(g, 1))
     )
-    return generator_noise(generators[0] if single else generators), seeds
+    return draw, seeds
 
 
 def generate_batch(batch: Batch, on_step: sampling.OnStep) -> Tensor:
@@ -108,19 +112,21 @@ def _sample(
     height, width = (request.height, request.width) if picture is None else picture.shape[2:]
     assert width and height
     shape = batch.latent_shape(width, height)
-    # The order of draws is diffusers': the picture's posterior, the starting noise, the masked picture's posterior.
-    original = None if picture is None else encode(model, picture, batch.draw, len(batch.requests))
-    noise = _starting_noise(batch, shape).to(model.device)
     pure = mask is not None and strength == 1.0  # diffusers: inpainting at full strength starts from noise alone
+    # The order of draws is diffusers': the picture's posterior, the starting noise, the masked picture's posterior.
+    original = None
+    if picture is not None and not (pure and model.inpaints):  # there nothing would look at it
+        original = encode(model, picture, batch.draw, len(batch.requests))
+    noise = _starting_noise(batch, shape).to(model.device)
     x = sampling.enter(plan, noise, None if pure else original)
     inpaint: Inpaint | None = None
     extra: Tensor | None = None
-    if mask is not None and picture is not None and original is not None:
+    if mask is not None and picture is not None:
         latent_mask = mask_to_latents(mask, shape[3], shape[2]).to(model.device)
         if model.inpaints:
             masked = encode(model, picture * (mask < 0.5), batch.draw, len(batch.requests))
             extra = torch.cat([latent_mask.expand(len(batch.requests), -1, -1, -1), masked], dim=1)
-        else:
+        elif original is not None:
             inpaint = keep_known(request.profile, latents=original, mask=latent_mask, noise=noise, draw=batch.draw)
     step_noise = sampling.step_noise(plan, batch.draw, batch.brownian_seeds, x) if plan.draws_noise else None
     return sampling.run(
