@@ -42,6 +42,7 @@ OPCODES_OF_CLASSES = {
     "STACK_GLOBAL of a memo": b"\x80\x04\x8c\x06system\x94\x8c\x02os\x94h\x01h\x00\x93(S'{command}'\ntR.",
     "STACK_GLOBAL of numbers": b"\x80\x04K\x01K\x02\x93.",
     "STACK_GLOBAL of a global": b"\x80\x04ccollections\nOrderedDict\n\x8c\x06system\x93.",
+    "name with terminal codes": b"\x80\x04\x8c\x09os\n\x1b[2J\r\n\x8c\x06system\x93.",
     "EXT1": b"\x80\x02\x82\x01.",
     "EXT2": b"\x80\x02\x83\x01\x00.",
     "EXT4": b"\x80\x02\x84\x01\x00\x00\x00.",
@@ -75,7 +76,7 @@ def test_nothing_runs(case: str, wrap: Callable[[bytes], bytes], tmp_path: Path)
     assert not canary.exists()
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
-    assert "\n" not in message
+    assert message.removeprefix(str(path)).isprintable()
     if wrap is torch_zip:
         assert isinstance(caught.value, UnsafeCheckpoint)
 
@@ -118,11 +119,11 @@ HOSTILE_VIEWS = {
     "beyond the storage": (tensor((5,), (1,)), "outside it"),
     "beyond by offset": (tensor((4,), (1,), 1), "outside it"),
     "beyond by stride": (tensor((2,), (4,)), "outside it"),
-    "negative offset": (tensor((4,), (1,), -1), "include -1"),
-    "negative stride": (tensor((2,), (-1,), 3), "include -1"),
-    "negative size": (tensor((-1,), (1,)), "include -1"),
-    "2^63 size": (tensor((2**63,), (0,)), "include 9223372036854775808"),
-    "2^62 stride": (tensor((2,), (2**62,)), "include 4611686018427387904"),
+    "negative offset": (tensor((4,), (1,), -1), "strides -1"),
+    "negative stride": (tensor((2,), (-1,), 3), "strides -1"),
+    "negative size": (tensor((-1,), (1,)), "strides -1"),
+    "2^63 size": (tensor((2**63,), (0,)), "strides 9223372036854775808"),
+    "2^62 stride": (tensor((2,), (2**62,)), "strides 4611686018427387904"),
     "wrapping product": (tensor((2**33, 2**33), (0, 0)), "absurdly large"),
     "huge beside zero": (tensor((0, 2**47, 2**47), (0, 0, 0)), "absurdly large"),
     "repeating itself": (tensor((1000,), (0,)), "repeats them to grow"),
@@ -137,7 +138,7 @@ HOSTILE_VIEWS = {
     "two dtypes of one storage": (tensor((2,), (1,)) + b"0" + tensor((2,), (1,), kind="HalfStorage"), "disagree"),
     "a tuple for a size": (
         SIZE_A_TUPLE,
-        "include a tuple",
+        "strides a tuple",
     ),
     "a tensor of text": (OF_TEXT, "the text 'storage'"),
     "a parameter of a storage": (b"ctorch._utils\n_rebuild_parameter\n(" + storage() + b"\x88)tR", "from a storage"),

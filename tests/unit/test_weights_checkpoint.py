@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,9 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "gone.safetensors")
     with pytest.raises(CheckpointError, match="a folder"):
         open_checkpoint(tmp_path)
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    with pytest.raises(CheckpointError, match="a device or pipe"):
+        open_checkpoint(tmp_path / "pipe.ckpt")
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     with (
         open_checkpoint(tmp_path / "model.safetensors") as checkpoint,

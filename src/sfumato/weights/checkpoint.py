@@ -76,6 +76,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: a folder, not a weight file; open the files in it")
     if not path.exists():
         raise ModelNotFound(f"{path}: no such weight file; check the path")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not a file but a device or pipe; save the weights in a file first")
     if path.suffix == ".json":
         return _open_sharded(path)
     file = MappedFile(path)

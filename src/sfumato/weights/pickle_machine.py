@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from sfumato.errors import CheckpointError, UnsafeCheckpoint
-from sfumato.weights.stored import MAX_DIMENSIONS
+from sfumato.weights.pickle_values import (
+    KINDS,
+    MAX_SIZE,
+    STORAGES,
+    Inert,
+    Name,
+    StorageRef,
+    TensorRef,
+    describe,
+    view_problem,
+)
 
 # One opcode makes at most about a hundred bytes of Python objects, text grows at most fourfold: together within 64 MB.
 MAX_PICKLE_BYTES = 8 * 2**20
@@ -26,56 +32,6 @@ MAX_OPCODES = 300_000  # Stable Diffusion v1 with EMA and optimiser states needs
 MAX_INTEGER_BYTES = 16
 MAX_LINE = 1024  # names and numbers in the textual opcodes
 MAX_KEY = 512
-MAX_SIZE = 2**48
-
-_STORAGES: Final[dict[str, torch.dtype]] = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """An allowed global, which stands for itself only."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Inert:
-    """Something that is neither a tensor nor a plain container and doesn't matter: a NumPy scalar, a dtype."""
-
-
-@dataclass(frozen=True, slots=True)
-class StorageRef:
-    """A storage by its key in the file, with its size in elements."""
-
-    key: str
-    dtype: torch.dtype
-    numel: int
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRef:
-    """A view of a storage whose every element was checked to lie inside. `offset` and `strides` count elements."""
-
-    storage: StorageRef
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
 
 _INERT = Inert()
 
@@ -279,13 +235,13 @@ class PickleMachine:
             if not isinstance(key, (str, int, float, Name, type(None))) or (
                 isinstance(key, str) and len(key) > MAX_KEY
             ):
-                raise self.unsafe(f"a dictionary key is {_describe(key)}")
+                raise self.unsafe(f"a dictionary key is {describe(key)}")
             target[key] = value
 
     def _target(self, kind: type) -> Any:
         target = self._top()
         if type(target) is not kind:
-            raise self.unsafe(f"its pickle fills {_describe(target)} as if it were {_KINDS[kind]}")
+            raise self.unsafe(f"its pickle fills {describe(target)} as if it were {KINDS[kind]}")
         return target
 
     # -- the memo
@@ -310,20 +266,22 @@ class PickleMachine:
     def _stack_global(self) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise self.unsafe(f"it asks for a global by {_describe(module)} and {_describe(name)} instead of a name")
+            raise self.unsafe(f"it asks for a global by {describe(module)} and {describe(name)} instead of a name")
         self._push(self._allowed(module, name))
 
     def _allowed(self, module: str, name: str) -> Name:
         allowed = Name(module, name)
         if allowed not in ALLOWED:
-            raise self.unsafe(f"it asks for {module[:80]}.{name[:80]}, which a file of tensors has no use for")
+            shown = f"{module[:80]}.{name[:80]}"
+            shown = shown if shown.isprintable() else ascii(shown)  # it may try to write to the user's terminal
+            raise self.unsafe(f"it asks for {shown}, which a file of tensors has no use for")
         return allowed
 
     def _reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
         call = ALLOWED.get(function) if isinstance(function, Name) else None
         if call is None or not isinstance(arguments, tuple):
-            raise self.unsafe(f"it calls {_describe(function)} with {_describe(arguments)}")
+            raise self.unsafe(f"it calls {describe(function)} with {describe(arguments)}")
         self._push(call(self, arguments))
 
     def _build(self) -> None:
@@ -331,12 +289,12 @@ class PickleMachine:
         self._pop()
         target = self._top()
         if not isinstance(target, (dict, Inert)):
-            raise self.unsafe(f"it sets attributes of {_describe(target)}")
+            raise self.unsafe(f"it sets attributes of {describe(target)}")
 
     def _persistent(self) -> None:
         match self._pop():
             case ("storage", Name() as kind, str() as key, str(), int() as numel, *rest) if rest in ([], [None]):
-                dtype = _STORAGES.get(kind.name) if kind.module == "torch" else None
+                dtype = STORAGES.get(kind.name) if kind.module == "torch" else None
                 if dtype is None:
                     raise self.unsafe(f"storage {key[:40]!r} is of the kind {kind}")
                 if not key or len(key) > 64 or not 0 <= numel <= MAX_SIZE:
@@ -346,7 +304,7 @@ class PickleMachine:
                     raise self.unsafe(f"storage {key!r} is described in two ways that disagree")
                 self._push(storage)
             case other:
-                raise self.unsafe(f"its pickle refers to something outside it by {_describe(other)}, not to a storage")
+                raise self.unsafe(f"its pickle refers to something outside it by {describe(other)}, not to a storage")
 
     def _rebuild_tensor(self, arguments: tuple[Any, ...]) -> TensorRef:
         """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])."""
@@ -354,37 +312,17 @@ class PickleMachine:
             case (StorageRef() as storage, int() as offset, tuple() as shape, tuple() as strides, *rest) if (
                 len(rest) <= 3
             ):
-                return self._checked_view(storage, offset, shape, strides)
-        raise self.unsafe(f"it rebuilds a tensor from {', '.join(_describe(value) for value in arguments[:4])}")
-
-    def _checked_view(
-        self, storage: StorageRef, offset: int, shape: tuple[Any, ...], strides: tuple[Any, ...]
-    ) -> TensorRef:
-        if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
-            raise self.unsafe(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
-        for value in (offset, *shape, *strides):  # before any of them is put into a message: its text could be huge
-            if type(value) is not int or not 0 <= value <= MAX_SIZE:
-                raise self.unsafe(
-                    f"a tensor's offset, sizes and strides include {_describe(value)}, not a count to 2^48"
-                )
-        described = f"shape {str(shape)[:80]}, strides {str(strides)[:80]}, offset {offset}"
-        if prod(max(size, 1) for size in shape) > MAX_SIZE:
-            raise self.unsafe(f"a tensor has {described}: absurdly large")
-        last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        if 0 not in shape and last >= storage.numel:
-            raise self.unsafe(f"a tensor has {described} in a storage of {storage.numel} elements: outside it")
-        if prod(shape) > storage.numel:
-            raise self.unsafe(
-                f"a tensor has {described} in a storage of {storage.numel} elements: it repeats them to grow"
-            )
-        return TensorRef(storage, offset, shape, strides)
+                if problem := view_problem(storage, offset, shape, strides):
+                    raise self.unsafe(f"a tensor {problem}")
+                return TensorRef(storage, offset, shape, strides)
+        raise self.unsafe(f"it rebuilds a tensor from {', '.join(describe(value) for value in arguments[:4])}")
 
     def _rebuild_parameter(self, arguments: tuple[Any, ...]) -> TensorRef:
         """torch._utils._rebuild_parameter(data, requires_grad, hooks)."""
         match arguments:
             case (TensorRef() as tensor, _, _):
                 return tensor
-        raise self.unsafe(f"it rebuilds a parameter from {', '.join(_describe(value) for value in arguments[:3])}")
+        raise self.unsafe(f"it rebuilds a parameter from {', '.join(describe(value) for value in arguments[:3])}")
 
     def _empty_dict(self, arguments: tuple[Any, ...]) -> dict[Any, Any]:
         if arguments:
@@ -410,34 +348,13 @@ ALLOWED: Final[dict[Name, Call | None]] = {
     Name("torch._utils", "_rebuild_tensor_v2"): PickleMachine._rebuild_tensor,
     Name("torch._utils", "_rebuild_tensor"): PickleMachine._rebuild_tensor,
     Name("torch._utils", "_rebuild_parameter"): PickleMachine._rebuild_parameter,
-    **{Name("torch", kind): None for kind in _STORAGES},
+    **{Name("torch", kind): None for kind in STORAGES},
     # Numbers beside the weights (step, best score) in files PyTorch Lightning wrote: data we drop.
     **{Name(module, name): PickleMachine._nothing_of for module, name in _SCALARS},
     # The published v1 files have this class itself as a key under "callbacks". It is never made or looked into.
     Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): None,
 }
 """Every global a pickle may mention. None: may be mentioned, not called."""
-
-
-_KINDS: Final[dict[type, str]] = {
-    list: "a list",
-    tuple: "a tuple",
-    dict: "a dictionary",
-    Inert: "plain data",
-    StorageRef: "a storage",
-    TensorRef: "a tensor",
-}
-
-
-def _describe(value: Any) -> str:
-    """A value from the file in a few words: its own text could be huge."""
-    if isinstance(value, Name):
-        return str(value)
-    if isinstance(value, str):
-        return f"the text {value[:60]!r}"
-    if isinstance(value, (int, float, type(None))):
-        return str(value)[:40]
-    return _KINDS.get(type(value), "something else")
 
 
 _M = PickleMachine

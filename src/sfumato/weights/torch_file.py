@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sfumato.errors import CheckpointError, UnsafeCheckpoint
-from sfumato.weights.pickle_machine import MAX_PICKLE_BYTES, Name, PickleMachine, StorageRef, TensorRef
+from sfumato.weights.pickle_machine import MAX_PICKLE_BYTES, PickleMachine
+from sfumato.weights.pickle_values import Name, StorageRef, TensorRef
 from sfumato.weights.stored import MAX_NAME_LENGTH, MAX_TENSORS, MappedFile, StoredTensor, TensorInfo
 from sfumato.weights.zip_index import ZipEntry, read_zip_index
 
