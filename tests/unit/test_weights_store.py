@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from sfumato.errors import CheckpointError, InvalidConfig, InvalidRequest, ModelNotFound
+from sfumato.errors import CheckpointError, HubError, InvalidConfig, InvalidRequest, ModelNotFound
 from sfumato.weights import registry, store
 
 
@@ -138,6 +139,14 @@ def test_unknown_names_bring_close_ones(weights: Path) -> None:
         store.resolve("zzzzzzzz")
 
 
+def test_without_the_hubs_package_local_models_work(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert store.resolve("pocket").source == "embedded"
+    assert store.resolve(weights).path == weights
+    with pytest.raises(HubError, match="pip install huggingface_hub"):
+        store.resolve("owner/name")
+
+
 @pytest.mark.parametrize("alias", store.ALIASES)
 def test_an_alias_that_was_not_pulled_says_how(alias: str) -> None:
     with pytest.raises(ModelNotFound, match=f"sfumato models pull {alias}"):
@@ -169,6 +178,7 @@ def test_folders_of_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(store, "MAX_SEARCHED", 2)
     with pytest.raises(InvalidRequest, match="more than 2 files"):
         store.list_models()
+    assert store.resolve("pocket").source == "embedded"
 
 
 def test_the_hash_is_remembered_until_the_file_changes(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import errno
-import importlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +30,17 @@ class Snapshot:
     hub_id: str
     revision: str
     path: Path
+
+
+def _client() -> Any:
+    """The Hub's client, imported only when it is needed: it takes longer to import than we do."""
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.utils
+    except ImportError as error:
+        raise HubError("the Hub needs the package huggingface_hub: pip install huggingface_hub") from error
+    return huggingface_hub
 
 
 def is_hub_id(text: str) -> bool:
@@ -89,13 +99,11 @@ def download(
     """
     if not is_hub_id(hub_id):
         raise InvalidRequest(f"{hub_id!r} is not a Hub id: it must look like owner/name")
-    import huggingface_hub
-    from huggingface_hub import constants
-
+    client = _client()
+    constants = client.constants
     if constants.HF_HUB_OFFLINE:
         return cached(hub_id, revision=revision, cache_dir=cache_dir)
-    client: Any = huggingface_hub
-    bars: Any = importlib.import_module("huggingface_hub.utils")
+    bars = client.utils
     silent = bars.are_progress_bars_disabled()
     bars.disable_progress_bars()
     try:
@@ -124,10 +132,9 @@ def download(
 
 def cached(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Snapshot:
     """What an earlier download (ours or another program's) left in the Hub's cache, else `HubError`."""
-    import huggingface_hub
-
+    client = _client()
     try:
-        found = huggingface_hub.snapshot_download(
+        found = client.snapshot_download(
             hub_id, revision=revision, cache_dir=cache_dir, local_files_only=True, allow_patterns=[INDEX]
         )
     except Exception as error:
@@ -225,9 +232,7 @@ _NETWORK_PACKAGES = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requ
 
 def forget(hub_id: str, revision: str, *, cache_dir: Path | None = None) -> int:
     """Delete one downloaded revision from the Hub's cache; returns the bytes freed."""
-    import huggingface_hub
-
-    cache: Any = huggingface_hub.scan_cache_dir(cache_dir)
+    cache = _client().scan_cache_dir(cache_dir)
     if not any(
         commit.commit_hash == revision for repo in cache.repos if repo.repo_id == hub_id for commit in repo.revisions
     ):

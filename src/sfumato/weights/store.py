@@ -101,8 +101,10 @@ def resolve(
     alias is never downloaded, since it is too easily typed: `pull` does that. Raises `ModelNotFound` with close names
     and what to do, or `HubError`.
     """
-    named = _named()
     text = str(name)
+    named = _remembered()
+    if text not in named:  # the search path may be long and slow
+        named = _named()
     hub_id = ALIASES.get(text, text)
     if not isinstance(name, Path):
         of_that_id = [location for location in named.values() if location.hub_id == hub_id]
@@ -208,10 +210,14 @@ def verify(name: str) -> list[FileCheck]:
 
 def _named() -> dict[str, ModelLocation]:
     """Names in order of precedence: embedded, library, search path (its folders in order, the first of a name wins)."""
-    named = _embedded() | {name: _from_record(record) for name, record in read_records().items()}
+    named = _remembered()
     for location in _searched():
         named.setdefault(location.name, location)
     return named
+
+
+def _remembered() -> dict[str, ModelLocation]:
+    return {name: _from_record(record) for name, record in read_records().items()} | _embedded()
 
 
 def _embedded() -> dict[str, ModelLocation]:
