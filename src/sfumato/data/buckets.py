@@ -1,0 +1,78 @@
+"""Aspect-ratio buckets: pictures of like shape are batched together, so that none need be cut to a square.
+
+As NovelAI described them (2022): sizes of about one area, each side a multiple; a picture goes to the size nearest to
+its own shape. Which pictures make up which batch, and the order of the batches, depend on seed and epoch alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sfumato.data.streams import Stream
+from sfumato.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """One size in pixels."""
+
+    width: int
+    height: int
+
+    @property
+    def aspect(self) -> float:
+        return self.width / self.height
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The samples (by number) that are trained on together, all at the bucket's size."""
+
+    bucket: Bucket
+    indices: tuple[int, ...]
+
+
+def make_buckets(side: int, *, multiple: int = 64, max_aspect: float = 2.0) -> tuple[Bucket, ...]:
+    """Every size of at most side² pixels, each as large as that allows, from 1 : max_aspect to max_aspect : 1.
+
+    Ordered by shape, tall ones first; the square is always among them. `InvalidRequest` where `side` isn't a multiple.
+    """
+    if multiple < 1 or side < multiple or side % multiple:
+        raise InvalidRequest(f"the buckets' side {side} must be a multiple of {multiple}")
+    if max_aspect < 1:
+        raise InvalidRequest(f"the buckets' max_aspect {max_aspect} must be at least 1")
+    found: set[tuple[int, int]] = set()
+    for width in range(multiple, side + 1, multiple):
+        height = side * side // width // multiple * multiple
+        if height <= width * max_aspect:
+            found |= {(width, height), (height, width)}
+    return tuple(Bucket(width=w, height=h) for w, h in sorted(found, key=lambda size: (size[0] / size[1], size)))
+
+
+def bucket_of(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
+    """The bucket of nearest shape, by the ratio of aspect ratios; of two as near, the wider."""
+    aspect = math.log(width / height)
+    return min(buckets, key=lambda bucket: (abs(math.log(bucket.aspect) - aspect), -bucket.aspect))
+
+
+def make_batches(
+    sizes: Sequence[tuple[int, int]], buckets: Sequence[Bucket], batch_size: int, *, seed: int, epoch: int
+) -> tuple[Batch, ...]:
+    """One epoch's batches for pictures of these (width, height). Every picture is in exactly one of them.
+
+    A bucket's last batch is short where its pictures don't divide evenly; nothing is dropped or repeated.
+    """
+    if batch_size < 1:
+        raise InvalidRequest(f"batch_size {batch_size} must be at least 1")
+    members: dict[Bucket, list[int]] = {}
+    for index, (width, height) in enumerate(sizes):
+        members.setdefault(bucket_of(width, height, buckets), []).append(index)
+    batches = []
+    for bucket, indices in members.items():
+        order = Stream("bucket", seed, epoch, bucket.width, bucket.height).shuffled(indices)
+        batches += [
+            Batch(bucket=bucket, indices=tuple(order[i : i + batch_size])) for i in range(0, len(order), batch_size)
+        ]
+    return tuple(Stream("batches", seed, epoch).shuffled(batches))
