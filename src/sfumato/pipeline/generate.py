@@ -132,6 +132,7 @@ class Pipeline:
         mask: Picture | None = None,
         generator: Generators | None = None,
         latents: Tensor | None = None,
+        conditioning: Conditioning | None = None,
         on_progress: OnProgress = ignore,
         cancellation: Cancellation | None = None,
         **fields: Any,
@@ -141,7 +142,8 @@ class Pipeline:
         `prompt` is a text, a `Request`, or several; `fields` are fields of `Request` (steps=20, sampler="k_lms" …)
         that hold for all of them. Picture i of `count` takes seed + i; several prompts share the seed they are given.
         `init_image` and `mask` (white: repaint) are pictures or paths. `generator` draws all noise in the place of
-        the seeds, one for all or one for each picture; `latents` (B, C, h, w) is the unit starting noise itself.
+        the seeds, one for all or one for each picture; `latents` (B, C, h, w) is the unit starting noise itself;
+        `conditioning` (`encode_prompt`) takes the place of every prompt's own.
         Raises `InvalidRequest` before any work where it can, `Cancelled` within a step of `cancellation`.
         """
         started = time.perf_counter()
@@ -166,7 +168,9 @@ class Pipeline:
                 raise InvalidRequest("noise 'generator' needs the generator the picture was made with: pass it")
         checker = self._choose_checker()
         with torch.inference_mode(), _memory_errors(requests[0]):
-            job = _Job(self, requests, picture, mask_picture, generator, latents, on_progress, cancellation)
+            job = _Job(
+                self, requests, picture, mask_picture, generator, latents, conditioning, on_progress, cancellation
+            )
             result = job.run(checker)
         return Generation(
             images=tuple(result.images),
@@ -222,7 +226,9 @@ class Pipeline:
     def _choose_checker(self) -> Checker | None:
         with self._lock:
             if not self._checker_chosen:
-                self._checker = choose_checker(self.safety, self._own_checker())
+                self._checker = choose_checker(
+                    self.safety, self._own_checker(), required=self.model.requires_safety_checker
+                )
                 self._checker_chosen = True
             return self._checker
 
@@ -257,6 +263,7 @@ class _Job:
     mask: Image.Image | None
     generator: Generators | None
     latents: Tensor | None
+    conditioning: Conditioning | None
     on_progress: OnProgress
     cancellation: Cancellation
 
@@ -288,6 +295,8 @@ class _Job:
         return results
 
     def _encode_prompts(self) -> list[Conditioning]:
+        if self.conditioning is not None:
+            return [self.conditioning] * len(self.requests)
         known: dict[Request, Conditioning] = {}
         conditionings = []
         for i, request in enumerate(self.requests):

@@ -22,7 +22,7 @@ from sfumato.pipeline.model_files import LayoutName, ModelFiles, open_model
 from sfumato.progress import OnProgress, Progress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.weights.mapper import fill
-from sfumato.weights.store import model_hash
+from sfumato.weights.registry import model_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class Model:
     noise_schedule: NoiseSchedule = field(repr=False)
     prediction: str
     safety_checker: Path | None
+    requires_safety_checker: bool
     device: torch.device
     dtype: torch.dtype
 
@@ -95,6 +96,7 @@ def load_model(
             noise_schedule=NoiseSchedule.from_config(files.scheduler),
             prediction=files.scheduler.get("prediction_type", "epsilon"),
             safety_checker=files.safety_checker,
+            requires_safety_checker=files.requires_safety_checker,
             device=device,
             dtype=dtype,
         )

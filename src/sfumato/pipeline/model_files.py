@@ -49,7 +49,7 @@ class Part(Generic[Module]):
 class ModelFiles:
     """The parts of a model, its tokenizer's files by name, its scheduler's JSON, and its safety checker's folder.
 
-    `ema` says whether the UNet's numbers are the moving average of a file that holds the last step too.
+    `requires_safety_checker` is false where its makers say so (`model_index.json`). `ema` says whether the UNet's numbers are the moving average of a file that holds the last step too.
     """
 
     path: Path
@@ -60,6 +60,7 @@ class ModelFiles:
     tokenizer: Mapping[str, str] = field(repr=False)
     scheduler: Mapping[str, Any]
     safety_checker: Path | None = None
+    requires_safety_checker: bool = True
     ema: bool = False
 
     @property
@@ -91,7 +92,8 @@ def _open_folder(path: Path, vae: Path | None, ema: bool, variant: str | None, s
         checkpoint = stack.enter_context(open_checkpoint(_weights(path / name, variant)))
         return _part(module(published), layout, checkpoint)
 
-    checker = path / "safety_checker"
+    checker, index_file = path / "safety_checker", path / "model_index.json"
+    index = _read_json(index_file) if index_file.is_file() else {}
     with empty_modules():
         return ModelFiles(
             path=path,
@@ -104,6 +106,7 @@ def _open_folder(path: Path, vae: Path | None, ema: bool, variant: str | None, s
             tokenizer=_read_tokenizer(path / "tokenizer"),
             scheduler=_read_json(path / "scheduler" / "scheduler_config.json"),
             safety_checker=checker if (checker / "config.json").is_file() and _has_weights(checker) else None,
+            requires_safety_checker=index.get("requires_safety_checker") is not False,
         )
 
 

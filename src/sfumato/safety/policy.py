@@ -22,10 +22,11 @@ NO_CHECKER = (
 )
 
 
-def choose_checker(policy: Policy, own: Callable[[], Checker] | None) -> Checker | None:
+def choose_checker(policy: Policy, own: Callable[[], Checker] | None, *, required: bool = True) -> Checker | None:
     """The model's own checker (`own` loads it), else open-nsfw where installed, else none; never one for `off`.
 
     Call it before any work on the picture: raises `UnsafeContent` when the policy is `block` and nothing can check.
+    `required` is what the model's makers say: where they need no checker, only `blur` warns that there is none.
     """
     if policy == "off":
         return None
@@ -36,7 +37,8 @@ def choose_checker(policy: Policy, own: Callable[[], Checker] | None) -> Checker
     except MissingExtra as error:
         if policy == "block":
             raise UnsafeContent(NO_CHECKER) from error
-    logger.warning("no safety checker is available: pictures stay unchecked (pip install 'sfumato[safety]')")
+    if required or policy == "blur":
+        logger.warning("no safety checker is available: pictures stay unchecked (pip install 'sfumato[safety]')")
     return None
 
 

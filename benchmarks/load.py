@@ -1,0 +1,167 @@
+"""A model of v1-4's size from each kind of file: the same outputs, the memory it takes, the time to the first step.
+
+diffusers writes the model (random weights), we convert it to a single `.safetensors` and a `.ckpt`. Each load runs in a
+process of its own, ours and diffusers' in turn; then one guided UNet step at 512×512. Needs 16 GB of disk and 10 GB of
+memory. `SFUMATO_BENCH_DIR` names a folder to keep the files in between runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROUNDS = 3
+
+
+def write_model(folder: Path) -> None:
+    """diffusers' pipeline with random weights in v1-4's shape, and the same model as single files."""
+    import torch
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from sfumato.pipeline.convert import convert
+    from sfumato.pipeline.model_files import V1
+
+    if not (folder / "folder").is_dir():
+        torch.manual_seed(0)
+        pipeline = StableDiffusionPipeline(
+            unet=UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(V1 / "unet")),
+            vae=AutoencoderKL.from_config(AutoencoderKL.load_config(V1 / "vae")),
+            text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(V1 / "text_encoder")),
+            tokenizer=CLIPTokenizer.from_pretrained(V1 / "tokenizer"),
+            scheduler=PNDMScheduler.from_pretrained(V1 / "scheduler"),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder / "folder")
+        del pipeline
+        for part in ("scheduler", "tokenizer"):  # what the published model has, not what this diffusers makes of it
+            shutil.rmtree(folder / "folder" / part)
+            shutil.copytree(V1 / part, folder / "folder" / part)
+    for name in ("single.safetensors", "single.ckpt"):
+        if not (folder / name).exists():
+            convert(folder / "folder", folder / name, layout="compvis")
+
+
+def inputs() -> tuple[object, object, object]:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn((1, 4, 64, 64), generator=generator)
+    context = torch.randn((2, 77, 768), generator=generator)
+    return latents.repeat(2, 1, 1, 1), torch.tensor([981.0, 981.0]), context
+
+
+def load_ours(path: str) -> dict[str, object]:
+    started = time.perf_counter()
+    import torch
+
+    from sfumato.pipeline.model import load_model
+
+    imported = time.perf_counter()
+    model = load_model(Path(path), name="bench", device=torch.device("cpu"), dtype=torch.float32)
+    loaded = time.perf_counter()
+    peak_load = _peak_mb()
+    with torch.inference_mode():
+        answer = model.unet(*inputs())
+    stepped = time.perf_counter()
+    return _row(started, imported, loaded, stepped, peak_load, answer)
+
+
+def load_diffusers(path: str) -> dict[str, object]:
+    started = time.perf_counter()
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    imported = time.perf_counter()
+    pipeline = StableDiffusionPipeline.from_pretrained(path)
+    loaded = time.perf_counter()
+    peak_load = _peak_mb()
+    with torch.inference_mode():
+        answer = pipeline.unet(*inputs()).sample
+    stepped = time.perf_counter()
+    return _row(started, imported, loaded, stepped, peak_load, answer)
+
+
+LOADERS = {"ours": load_ours, "diffusers": load_diffusers}
+
+
+def _row(started: float, imported: float, loaded: float, stepped: float, peak_load: float, answer: object) -> dict:
+    import numpy as np
+
+    values = np.ascontiguousarray(answer)
+    with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
+        np.save(file, values)
+    return {
+        "import": imported - started,
+        "load": loaded - imported,
+        "step": stepped - loaded,
+        "to first step": stepped - started,
+        "peak MB after load": peak_load,
+        "peak MB after step": _peak_mb(),
+        "sha256": hashlib.sha256(values.tobytes()).hexdigest(),
+        "answer": file.name,
+    }
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run(loader: str, path: Path) -> dict:
+    command = [sys.executable, "-m", "benchmarks.load", loader, str(path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    import numpy as np
+
+    with contextlib.ExitStack() as stack:
+        kept = os.environ.get("SFUMATO_BENCH_DIR")
+        folder = Path(kept or stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_model(folder)
+        cases = {
+            "diffusers folder": ("diffusers", folder / "folder"),
+            "ours folder": ("ours", folder / "folder"),
+            "ours .safetensors": ("ours", folder / "single.safetensors"),
+            "ours .ckpt": ("ours", folder / "single.ckpt"),
+        }
+        rows: dict[str, list[dict]] = {name: [] for name in cases}
+        for _ in range(ROUNDS):
+            for name, (loader, path) in cases.items():
+                rows[name].append(run(loader, path))
+        fields = ("import", "load", "step", "to first step", "peak MB after load", "peak MB after step")
+        print(f"{'median of ' + str(ROUNDS):20}" + "".join(f"{field:>20}" for field in fields))
+        for name, runs in rows.items():
+            medians = (statistics.median(run[field] for run in runs) for field in fields)
+            print(f"{name:20}" + "".join(f"{median:20.2f}" for median in medians))
+        reference = np.load(rows["diffusers folder"][0]["answer"])
+        for name in list(cases)[1:]:
+            answer = np.load(rows[name][0]["answer"])
+            error = np.abs(answer - reference).max() / reference.std()
+            print(f"{name}: largest difference to diffusers {error:.1e} of the standard deviation")
+        ours = {row["sha256"] for name in list(cases)[1:] for row in rows[name]}
+        print(f"outputs of all our loads identical: {len(ours) == 1}")
+        for runs in rows.values():
+            for row in runs:
+                Path(row["answer"]).unlink()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(json.dumps(LOADERS[sys.argv[1]](sys.argv[2])))
+    else:
+        main()
