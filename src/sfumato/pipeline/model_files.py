@@ -49,7 +49,8 @@ class Part(Generic[Module]):
 class ModelFiles:
     """The parts of a model, its tokenizer's files by name, its scheduler's JSON, and its safety checker's folder.
 
-    `requires_safety_checker` is false where its makers say so (`model_index.json`). `ema` says whether the UNet's numbers are the moving average of a file that holds the last step too.
+    `requires_safety_checker` is false where its makers say so (`model_index.json`). `ema` says whether the UNet's
+    numbers are the moving average of a file that holds the last step too.
     """
 
     path: Path
