@@ -40,9 +40,9 @@ class Kind:
 
     `samplers` maps its `algorithm_type` (None for classes without one) to our sampler. `defaults` are all its arguments
     but those of the training process; `supported` lists, for each that must be checked, the values with which it does
-    what our sampler does. `training` replaces defaults of the training process. `spacing` is fixed where the class
-    ignores `timestep_spacing`; `spaced_sigmas` are the flags for lists of σ that agree with ours, and
-    `sigmas_from_linspace` says that they are drawn between the ends of the timesteps' list, so that only "linspace"
+    what our sampler does. `training` are the arguments of the training process. `timestep_spacings` can be chosen from,
+    `spacing` is set where the class looks at none; `spaced_sigmas` are the flags for lists of σ that agree with
+    ours, `sigmas_from_linspace` says that they are drawn between the ends of the timesteps' list, so that only "linspace"
     gives the whole range.
     """
 
@@ -50,6 +50,7 @@ class Kind:
     defaults: Mapping[str, Any]
     supported: Mapping[str, tuple[Any, ...]]
     training: Mapping[str, Any]
+    timestep_spacings: tuple[str, ...] = ("leading", "linspace", "trailing")
     spacing: str | None = None
     spaced_sigmas: tuple[str, ...] = ()
     sigmas_from_linspace: bool = False
@@ -89,6 +90,7 @@ def _kind(
     fixed: Mapping[str, tuple[Any, ...]] | None = None,
     free: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    timestep_spacings: tuple[str, ...] = ("leading", "linspace", "trailing"),
     spacing: str | None = None,
     sigmas: tuple[str, ...] = (),
     sigmas_from_linspace: bool = False,
@@ -108,6 +110,7 @@ def _kind(
         },
         supported={name: values[1:] or values for name, values in fixed.items()},
         training=_TRAINING | dict(training or {}),
+        timestep_spacings=timestep_spacings,
         spacing=spacing,
         spaced_sigmas=sigmas,
         sigmas_from_linspace=sigmas_from_linspace,
@@ -210,8 +213,8 @@ class Scheduler:
         if self.kind.spacing is not None:
             return self.kind.spacing
         spacing: str = self.config["timestep_spacing"]
-        if spacing not in ("leading", "linspace", "trailing"):
-            raise self._refusal("timestep_spacing", "use 'leading', 'linspace' or 'trailing'")
+        if spacing not in self.kind.timestep_spacings:
+            raise self._refusal("timestep_spacing", f"use {' or '.join(map(repr, self.kind.timestep_spacings))}")
         chosen = [name for name in self.kind.spaced_sigmas if self.config[name]]
         if len(chosen) > 1:
             raise InvalidConfig(f"{type(self).__name__}: only one of {' and '.join(chosen)} can be on")
@@ -233,11 +236,15 @@ _SOLVER_TYPES = ("midpoint", "heun", "logrho", "bh1", "bh2")
 
 
 class PNDMScheduler(Scheduler):
-    """`plms`: the original's default. The Runge-Kutta start (`skip_prk_steps=False`) is not supported."""
+    """`plms`: the original's default. The Runge-Kutta start (`skip_prk_steps=False`) is not supported, nor "linspace",
+    where diffusers steps between timesteps that aren't on its list (as it does for "trailing" unless the number of
+    steps divides 1000).
+    """
 
     kind = _kind(
         "plms",
         timestep_spacing="leading",
+        timestep_spacings=("leading", "trailing"),
         fixed={"skip_prk_steps": (False, True), "set_alpha_to_one": (False,)},
     )
 
@@ -249,11 +256,12 @@ class LMSDiscreteScheduler(Scheduler):
 
 
 class DDIMScheduler(Scheduler):
-    """`ddim`; its η is the pipeline's `eta`."""
+    """`ddim`; its η is the pipeline's `eta`. `timestep_spacing` as with `PNDMScheduler`."""
 
     kind = _kind(
         "ddim",
         timestep_spacing="leading",
+        timestep_spacings=("leading", "trailing"),
         fixed={"clip_sample": (True, False), "set_alpha_to_one": (True, False), **_off("thresholding")},
         free=_FREE,
     )
@@ -313,7 +321,7 @@ class KDPM2DiscreteScheduler(Scheduler):
 
 
 class KDPM2AncestralDiscreteScheduler(Scheduler):
-    """`dpm2_ancestral`."""
+    """`dpm2_ancestral`. With `use_karras_sigmas` half the timesteps differ by a rounding: 1e-3 in the latents."""
 
     kind = _kind("dpm2_ancestral", training=_NARROW_BETAS, sigmas=_ALL_SIGMAS, sigmas_from_linspace=True)
 

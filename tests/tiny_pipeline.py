@@ -1,0 +1,67 @@
+"""Whole random models made by diffusers, with the pocket model's real tokenizer, and both programs run on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+import sfumato
+from tiny import AUTOENCODERS, TEXT_ENCODERS, UNETS, randomise
+
+POCKET = Path(sfumato.__file__).parent / "assets" / "pocket"
+
+# the published v1-4 scheduler configuration
+PNDM = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def reference_pipeline(
+    *, unet: str = "pocket-like", vae: str = "pocket-like", text: str = "v1-like", seed: int = 0, **scheduler: Any
+) -> diffusers.StableDiffusionPipeline:
+    """diffusers' pipeline around random networks; `scheduler` are changes of the published configuration."""
+    text_config = {**TEXT_ENCODERS[text], "max_position_embeddings": 32}
+    text_encoder = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=4000, bos_token_id=3998, eos_token_id=3999, pad_token_id=3999, **text_config
+        )
+    )
+    unet_config = {"layers_per_block": 2, **UNETS[unet], "sample_size": 8}
+    unet_config["cross_attention_dim"] = text_config["hidden_size"]
+    levels = len(AUTOENCODERS[vae]["block_out_channels"])  # type: ignore[arg-type]
+    autoencoder = diffusers.AutoencoderKL(
+        **{"latent_channels": 4, **AUTOENCODERS[vae]},
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+    )
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=randomise(autoencoder, seed),
+        text_encoder=randomise(text_encoder, seed + 1),
+        tokenizer=transformers.CLIPTokenizer.from_pretrained(POCKET / "tokenizer"),
+        unet=randomise(diffusers.UNet2DConditionModel(**unet_config), seed + 2),
+        scheduler=diffusers.PNDMScheduler(**{**PNDM, **scheduler}),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def reference_pixels(pipeline: diffusers.DiffusionPipeline, latents: torch.Tensor) -> NDArray[np.uint8]:
+    """diffusers' pictures (B, H, W, 3) of the latents it returned."""
+    with torch.no_grad():
+        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    pictures = pipeline.image_processor.postprocess(decoded, output_type="pil")
+    return np.stack([np.asarray(picture) for picture in pictures])
