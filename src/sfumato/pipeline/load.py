@@ -35,7 +35,7 @@ def load_pipeline(
     `ModelNotFound`, `HubError`, `CheckpointError` or `InvalidConfig`.
     """
     target = resolve_device(device)
-    location = resolve(model, token=token, revision=revision, offline=offline, on_progress=on_progress)
+    location = resolve(model, token=token, revision=revision, offline=offline, variant=variant, on_progress=on_progress)
     loaded = load_model(
         location.path,
         name=location.name,
