@@ -103,7 +103,7 @@ def generate(
             for picture in _saved(generation, where):
                 made.append(picture)
                 if not as_json:
-                    write_line(str(picture[2]))
+                    tracker.write_line(str(picture[2]))
             timings = {name: timings.get(name, 0.0) + took for name, took in generation.timings.items()}
         sheet_path = _sheet(made, where) if sheet else None
     if sheet_path is not None and not as_json:

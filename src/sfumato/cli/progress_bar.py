@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sfumato.cli.terminal import write_line
 from sfumato.progress import OnProgress, Progress, Stage, ignore
 
 if TYPE_CHECKING:
@@ -34,6 +35,15 @@ class Tracker:
     @property
     def on_progress(self) -> OnProgress:
         return ignore if self._bar is None else self._show
+
+    def write_line(self, text: str) -> None:
+        """A line of result on stdout, which may be the terminal the bar is on, or a pipe."""
+        if self._bar is None:
+            write_line(text)
+        else:
+            self._bar.stop()
+            write_line(text)
+            self._bar.start()
 
     def done(self, pictures: int) -> None:
         """So many more pictures are finished."""
@@ -77,6 +87,11 @@ def tracking(pictures: int = 1, *, quiet: bool = False) -> Iterator[Tracker]:
         TextColumn("[dim]left"),
         TimeRemainingColumn(),
     )
-    # Results go to stdout as they come; rich holds them above the bar.
-    with Bar(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
+    with Bar(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        speed_estimate_period=600,
+        redirect_stdout=False,  # rich would send the results to stderr
+    ) as bar:
         yield Tracker(bar, bar.add_task("starting", total=None), pictures)

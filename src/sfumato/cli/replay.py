@@ -13,7 +13,7 @@ from sfumato.cli.options import IMAGES, MODEL, OUTPUT, RUN_FLAGS, Given, Json, w
 from sfumato.cli.progress_bar import tracking
 from sfumato.cli.settings import read_settings
 from sfumato.cli.terminal import write_json, write_line
-from sfumato.errors import InvalidRequest
+from sfumato.errors import InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
     from sfumato.pipeline.provenance import Provenance
@@ -54,7 +54,10 @@ def replay(
     where = destination(str(out), format=None, pictures=1, overwrite=False) if out is not None else None
     settings = read_settings(_as_recorded(recorded) | dict(given)).run()
     with tracking() as tracker:
-        pipeline = Models(settings, tracker.on_progress).pipeline(request)
+        try:
+            pipeline = Models(settings, tracker.on_progress).pipeline(request)
+        except ModelNotFound as error:
+            raise ModelNotFound(f"{error}; or say where it is now with --model") from error
         if pipeline.model.device.type == "cpu":
             _use_threads(recorded.threads)
         result = make_again(image, pipeline, request, on_progress=tracker.on_progress)
@@ -93,10 +96,9 @@ def _use_threads(threads: int) -> None:
 
 def _lines(image: Path, result: Replay) -> list[str]:
     lines = [f"{image}: {_verdict(result)}"]
-    if not result.identical:
-        lines += [f"  {name} was {then}, is {now}" for name, (then, now) in result.differences.items()]
-        if not result.differences and result.untouched is not False:
-            lines.append("  although engine, threads, torch, processor, model and version are the same")
+    lines += [f"  {name} was {then}, is {now}" for name, (then, now) in result.differences.items()]
+    if not (result.identical or result.differences or result.untouched is False):
+        lines.append("  although engine, threads, torch, processor, model and version are the same")
     return lines
 
 
@@ -107,7 +109,7 @@ def _verdict(result: Replay) -> str:
         return f"the file was changed since it was made{_distance(result)}; what was made then comes out the same again"
     if result.psnr is None:
         made, file = result.current, result.recorded
-        return f"different: {made.width}×{made.height} came out, the file has {file.width}×{file.height} (a sheet?)"
+        return f"different: {made.width}×{made.height} came out, the file has {file.width}×{file.height}: a sheet?"
     return f"different{_distance(result)}"
 
 

@@ -34,7 +34,8 @@ class Axis:
     @property
     def labels(self) -> tuple[str, ...]:
         """The field and the value, for each value."""
-        return tuple(f"{self.field} {field_text(value)}" for value in self.values)
+        name = self.field.replace("_", " ")
+        return tuple(f"{name} {field_text(value)}" for value in self.values)
 
 
 def parse_axis(text: str) -> Axis:

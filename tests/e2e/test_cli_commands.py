@@ -1,0 +1,202 @@
+"""Every command but `generate`, with the embedded model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Cli, files_in
+from PIL import Image, PngImagePlugin
+
+from sfumato.diffusion.catalog import SAMPLERS
+from sfumato.pipeline.provenance import Provenance
+
+QUICK = ("--steps", "2")
+
+
+def edited(path: Path, to: Path, *, pixel: tuple[int, int, int] | None = None, **changes: object) -> None:
+    """A copy of a PNG with one pixel or fields of its record changed."""
+    with Image.open(path) as picture:
+        record = json.loads(picture.text["sfumato"]) | changes
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("sfumato", json.dumps(record))
+        if pixel is not None:
+            picture.putpixel((3, 3), pixel)
+        picture.save(to, pnginfo=info)
+
+
+def test_grid_makes_one_labelled_sheet_of_the_pictures_that_generate_makes(cli: Cli, folder: Path) -> None:
+    command = ["grid", "cat face", "--x", "sampler=plms,euler,ddim", "--y", "seed=1,2", "--out", "grid.png", *QUICK]
+    assert cli(*command).lines == ["grid.png"]
+    cli("generate", "cat face", "--seed", "2", "--sampler", "euler", "--out", "one.png", *QUICK)
+    sheet = np.asarray(Image.open("grid.png").convert("RGB"))
+    factor = 3  # 64 pixels enlarged to make room for labels
+    one = np.asarray(Image.open("one.png")).repeat(factor, 0).repeat(factor, 1)
+    corners = np.argwhere((sheet[: -one.shape[0], : -one.shape[1]] == one[0, 0]).all(axis=2))
+    places = [(y, x) for y, x in corners if np.array_equal(sheet[y : y + one.shape[0], x : x + one.shape[1]], one)]
+    assert len(places) == 1  # lower row, middle column
+    y, x = places[0]
+    assert y > sheet.shape[0] / 2 and x < sheet.shape[1] / 2 + one.shape[1] / 2 < x + one.shape[1] * 1.5
+    document = json.loads(cli(*command[:-4], "--out", "again", "--json", *QUICK).out)
+    assert [[(r["sampler"], r["seed"]) for r in row] for row in document["rows"]] == [
+        [("plms", 1), ("euler", 1), ("ddim", 1)],
+        [("plms", 2), ("euler", 2), ("ddim", 2)],
+    ]
+    assert files_in(folder) == ["again/00001-1-sheet.png", "grid.png", "one.png"]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_interpolate_makes_a_moving_picture(cli: Cli, suffix: str) -> None:
+    outcome = cli("interpolate", "red heart", "blue heart", "--frames", "3", "--out", f"walk.{suffix}", *QUICK)
+    assert outcome.lines == [f"walk.{suffix}"]
+    with Image.open(f"walk.{suffix}") as walk:
+        assert (walk.n_frames, walk.size) == (3, (64, 64))
+    again = cli("interpolate", "red heart", "blue heart", "--frames", "3", "--out", f"walk.{suffix}", *QUICK)
+    assert again.code == 1 and "already exists" in again.err
+    numbered = cli("interpolate", "a", "b", "--frames", "2", "--out", "walks", "--json", *QUICK)
+    assert json.loads(numbered.out)["path"] == "walks/00001-0-a-to-b.webp"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_replay_says_identical(cli: Cli, name: str) -> None:
+    cli("generate", "a red heart", "--seed", "3", "--sampler", "euler_ancestral", "--out", name, *QUICK)
+    outcome = cli("replay", name)
+    assert outcome.code == 0 and outcome.out.startswith(f"{name}: identical")
+    document = json.loads(cli("replay", name, "--json").out)
+    assert document["identical"] is True and document["differences"] == {}
+
+
+def test_replay_says_what_differs(cli: Cli) -> None:
+    cli("generate", "a red heart", "--out", "a.png", *QUICK)
+    record = Provenance.from_json(Image.open("a.png").text["sfumato"])
+    edited(Path("a.png"), Path("touched.png"), pixel=(1, 2, 3))
+    touched = cli("replay", "touched.png")
+    assert touched.code == 1 and "the file was changed since it was made, PSNR " in touched.out
+    seed = record.request.to_dict() | {"seed": 1}
+    edited(Path("a.png"), Path("other.png"), request=seed, torch="1.0", model_sha256="0" * 64, threads=1)
+    other = cli("replay", "other.png", "--out", "new.png")
+    assert other.code == 1 and "other.png: different, PSNR " in other.lines[0] and other.lines[-1] == "new.png"
+    assert f"  torch was 1.0, is {record.torch}" in other.lines
+    assert f"  model_sha256 was {'0' * 64}, is {record.model_sha256}" in other.lines
+    document = json.loads(cli("replay", "other.png", "--json").out)
+    expected = np.asarray(Image.open("a.png")).astype(float), np.asarray(Image.open("new.png")).astype(float)
+    error = np.mean((expected[0] - expected[1]) ** 2)
+    assert document["psnr"] == pytest.approx(10 * np.log10(255**2 / error))
+    assert document["differences"]["torch"] == {"then": "1.0", "now": record.torch}
+    cli("generate", "a red heart", "--out", "b.png", "--sheet", *QUICK)
+    sheet = cli("replay", "b-sheet.png")
+    assert sheet.code == 1 and "64×64 came out" in sheet.out
+
+
+def test_replay_needs_the_very_input_picture(cli: Cli, folder: Path) -> None:
+    cli("generate", "a red heart", "--out", "start.png", *QUICK)
+    cli("generate", "blue heart", "--init-image", str(folder / "start.png"), "--out", "end.png", *QUICK)
+    assert cli("replay", "end.png").code == 0  # the record has its name only; it lies beside
+    (folder / "start.png").rename(folder / "moved.png")
+    missing = cli("replay", "end.png")
+    assert missing.code == 2 and len(missing.errors) == 1 and "--init-image" in missing.err
+    wrong = cli("replay", "end.png", "--init-image", "end.png")
+    assert wrong.code == 2 and "end.png is another file than the one used" in wrong.err
+    assert cli("replay", "end.png", "--init-image", "moved.png").out == "end.png: identical\n"
+
+
+def test_replay_finds_a_model_that_moved(cli: Cli) -> None:
+    assert cli("convert", "pocket", "mine.safetensors").lines == ["mine.safetensors"]
+    cli("generate", "a red heart", "--model", "mine.safetensors", "--out", "a.png", *QUICK)
+    Path("mine.safetensors").rename("other.safetensors")
+    lost = cli("replay", "a.png")
+    assert lost.code == 2 and "--model" in lost.errors[0]
+    assert cli("replay", "a.png", "--model", "other.safetensors").code == 0
+
+
+def test_inspect_a_picture_of_ours_and_of_another_program(cli: Cli) -> None:
+    cli("generate", "a red heart", "--seed", "11", "--out", "a.jpg", *QUICK)
+    outcome = cli("inspect", "a.jpg")
+    assert outcome.code == 0 and "a red heart" in outcome.out and "11" in outcome.out
+    document = json.loads(cli("inspect", "a.jpg", "--json").out)
+    assert document["program"] == "sfumato" and document["settings"]["request"]["seed"] == 11
+    info = PngImagePlugin.PngInfo()
+    info.add_text(
+        "parameters", "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 8x8"
+    )
+    Image.new("RGB", (8, 8)).save("theirs.png", pnginfo=info)
+    theirs = json.loads(cli("inspect", "theirs.png", "--json").out)
+    assert theirs["settings"]["prompt"] == "a cat" and theirs["settings"]["negative_prompt"] == "dog"
+
+
+def test_inspect_and_convert_a_model(cli: Cli) -> None:
+    embedded = json.loads(cli("inspect", "pocket", "--json").out)
+    # From its README: millions of parameters, 64×64, float16.
+    parts = {name: part["parameters"] for name, part in embedded["parts"].items()}
+    assert {name: round(count / 1e6, 2) for name, count in parts.items()} == {
+        "unet": 12.74,
+        "vae": 0.68,
+        "text_encoder": 2.11,
+    }
+    assert (embedded["layout"], embedded["size"], embedded["prediction"]) == ("diffusers", 64, "epsilon")
+    assert cli("convert", "pocket", "one.safetensors").code == 0
+    assert cli("convert", "one.safetensors", "back", "--dtype", "fp32").lines == ["back"]
+    single = json.loads(cli("inspect", "one.safetensors", "--json").out)
+    folder = json.loads(cli("models", "show", "./back", "--json").out)
+    assert (single["layout"], folder["layout"]) == ("compvis", "diffusers")
+    assert {name: part["parameters"] for name, part in folder["parts"].items()} == parts
+    assert set(folder["parts"]["unet"]["dtypes"]) == {"float32"} and set(single["parts"]["unet"]["dtypes"]) == {
+        "float16"
+    }
+    readable = cli("inspect", "pocket").out
+    assert "12,740,740" in readable and embedded["sha256"] in readable
+
+
+def test_models_are_added_verified_and_forgotten(cli: Cli, folder: Path) -> None:
+    cli("convert", "pocket", "mine.safetensors")
+    added = cli("models", "add", "mine.safetensors", "--name", "my-model")
+    assert added.lines == [f"my-model: {folder / 'mine.safetensors'}"]
+    listed = json.loads(cli("models", "list", "--json").out)
+    assert {model["name"] for model in listed["models"]} == {"pocket", "my-model"}
+    assert listed["can_be_pulled"]["v1-4"] == "CompVis/stable-diffusion-v1-4"
+    assert "my-model" in cli("models", "list").out
+    assert cli("generate", "cat", "--model", "my-model", *QUICK).code == 0
+    assert cli("models", "verify", "my-model").out == "mine.safetensors: unchanged\n"
+    data = bytearray((folder / "mine.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "mine.safetensors").write_bytes(data)
+    changed = cli("models", "verify", "my-model", "--json")
+    assert changed.code == 1 and json.loads(changed.out)["ok"] is False
+    assert cli("models", "rm", "my-model").code == 0 and (folder / "mine.safetensors").exists()
+    gone = cli("models", "show", "my-model")
+    assert gone.code == 2 and "my-model" in gone.errors[0]
+
+
+def test_explain_counts_calls_and_compares_profiles(cli: Cli) -> None:
+    document = json.loads(cli("explain", "--sampler", "plms", "--steps", "7", "--json").out)
+    steps = {profile["profile"]: (profile["steps"], profile["unet_calls"]) for profile in document["profiles"]}
+    # CompVis' range(0, 1000, 1000 // 7) has 8 entries; PLMS calls the model once more than it has steps.
+    assert (steps["diffusers"], steps["compvis"]) == ((7, 8), (8, 9))
+    assert document["chosen"]["timesteps"] == [853, 711, 569, 427, 285, 143, 1]
+    assert ["plms", "karras"] in [[pair["sampler"], pair["spacing"]] for pair in document["refused"]]
+    text = cli("explain", "--sampler", "plms", "--steps", "7").out
+    assert "853" in text and "Can't use" in text and "karras" in text
+    assert "…" in cli("explain", "--steps", "100").out
+    assert "as many as the tolerances need" in cli("explain", "--sampler", "dpm_adaptive").out
+
+
+def test_samplers_lists_all_of_them(cli: Cli) -> None:
+    assert [info["name"] for info in json.loads(cli("samplers", "--json").out)["samplers"]] == list(SAMPLERS)
+    text = cli("samplers").out
+    assert all(name in text for name in SAMPLERS)
+
+
+def test_every_command_explains_itself_in_a_few_panels(cli: Cli) -> None:
+    overview = cli("--help")
+    names = ["generate", "grid", "interpolate", "replay", "inspect", "explain", "samplers", "convert", "models"]
+    assert overview.code == 0 and all(name in overview.out for name in names)
+    absent = ["serve", "train", "evaluate", "doctor"]
+    assert not any(f" {name} " in overview.out for name in absent)
+    for name in names:
+        outcome = cli(name, "--help")
+        assert outcome.code == 0 and f"sfumato {name}" in outcome.out
+    assert shutil.get_terminal_size().columns >= max(map(len, overview.lines))
+    assert cli("--version").out.startswith("sfumato ")

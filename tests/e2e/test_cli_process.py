@@ -1,0 +1,68 @@
+"""What only shows in a process of its own: what is imported, signals, pipes, and the same bytes everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from command_line import Cli, files_in
+
+COMMAND = [sys.executable, "-c", "from sfumato.cli.main import main; main()"]
+
+
+def start(*arguments: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def test_help_imports_nothing_heavy(folder: Path) -> None:
+    script = (
+        "import sys; from sfumato.cli.main import run; code = run(['generate', '--help']);"
+        "heavy = {'torch', 'PIL', 'numpy', 'huggingface_hub', 'safetensors', 'tokenizers'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+def test_another_process_makes_the_same_file(cli: Cli, folder: Path) -> None:
+    process = start("generate", "rocket", "--steps", "2", "--seed", "6", "--out", "theirs.png")
+    assert process.communicate(timeout=120)[0] == "theirs.png\n" and process.returncode == 0
+    again = cli("replay", "theirs.png")
+    assert again.out.startswith("theirs.png: identical")
+
+
+def test_ctrl_c_stops_with_130_and_leaves_whole_files_only(folder: Path) -> None:
+    (folder / "p.jsonl").write_text(
+        json.dumps({"prompt": "quick", "steps": 1}) + "\n" + json.dumps({"prompt": "slow", "steps": 1000}) + "\n"
+    )
+    process = start("generate", "--prompts-file", "p.jsonl")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "pictures/00001-0-quick.png\n"  # the second picture is being made
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "sfumato: stopped")
+    assert "Traceback" not in err
+    assert files_in(folder) == ["p.jsonl", "pictures/00001-0-quick.png"]
+
+
+def test_a_reader_that_leaves_is_no_drama(folder: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    finished = subprocess.run(
+        [*COMMAND, "samplers"], stdout=writing, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    os.close(writing)
+    assert (finished.returncode, finished.stderr) == (1, "")
