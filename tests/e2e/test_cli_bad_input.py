@@ -14,7 +14,7 @@ from command_line import Cli, files_in
 # Each with what the line has to say.
 WRONG: dict[str, tuple[int, str, list[str]]] = {
     "unknown sampler": (2, "did you mean 'plms'?", ["generate", "cat", "--sampler", "plsm"]),
-    "size": (2, "width 500 is not a multiple of 8: use 496 or 504", ["generate", "c", "--width", "500", "--height", "333"]),
+    "size": (2, "width 500 is not a multiple of 8: use 496 or 504", ["generate", "c", "-W", "500", "-H", "333"]),
     "height": (2, "height 333 is not a multiple of 8: use 328 or 336", ["generate", "cat", "--height", "333"]),
     "steps": (2, "steps 0 must be a whole number from 1 to 1000", ["generate", "cat", "--steps", "0"]),
     "no number": (2, "steps 'many' must be a whole number", ["generate", "cat", "--steps", "many"]),
@@ -45,7 +45,7 @@ WRONG: dict[str, tuple[int, str, list[str]]] = {
     "many to one file": (2, "'x.png' is one file, but 2 pictures", ["generate", "cat", "dog", "--out", "x.png"]),
     "already there": (1, "fine.png: already exists", ["generate", "cat", "--out", "fine.png"]),
     "folder is a file": (1, "text.txt: is a file", ["generate", "cat", "--out", "text.txt/pictures/"]),
-    "folder can't be": (1, "the folder could not be made", ["generate", "cat", "--out", "/proc/no/pictures", "--steps", "1"]),
+    "folder can't be": (1, "the folder could not be made", ["generate", "c", "-o", "/proc/no/pictures", "-S", "1"]),
     "grid field": (2, "did you mean 'sampler'?", ["grid", "cat", "--x", "samplr=plms"]),
     "grid value": (2, "sampler 'foo' is unknown", ["grid", "cat", "--x", "steps=5", "--y", "sampler=plms,foo"]),
     "grid without values": (2, "write it as field=a,b,c", ["grid", "cat", "--x", "sampler"]),

@@ -53,8 +53,10 @@ def recorded_in(path: Path) -> Provenance:
 
 
 def with_inputs(request: Request, beside: Path, *, init_image: Path | None = None, mask: Path | None = None) -> Request:
-    """The request with its input pictures found: where given, else by their recorded path, else by name in the folder
-    `beside`. Each must be the very file the record names by its SHA-256; `InvalidRequest` says which isn't."""
+    """The request with its input pictures found: where given, else where `locate` looks, in the folder `beside` first.
+
+    Each must be the very file the record names by its SHA-256; `InvalidRequest` says which isn't.
+    """
     found = {
         name: _found(name, getattr(request, name), given, beside)
         for name, given in (("init_image", init_image), ("mask", mask))
