@@ -252,6 +252,7 @@ class Profile:
     that draw noise after the last step too, unused, which moves the generator on. `rounding`: how decoded pixels
     become bytes. `brownian`: whose tree the SDE samplers' paths come from; torchsde's needs the extra `sde`.
     `independent_noise`: samplers that the program gives independent draws instead.
+    `clips_negative`: whether `clip_skip` holds for the negative prompt too.
     `img2img`, `inpaint`: whose rules a run from a picture follows (`sampling`, `inpaint`).
     """
 
@@ -269,6 +270,7 @@ class Profile:
     rounding: Literal["round", "truncate"] = "round"
     brownian: Literal["own", "torchsde"] = "own"
     independent_noise: tuple[str, ...] = ()
+    clips_negative: bool = True
     img2img: Literal["diffusers", "compvis", "a1111"] = "diffusers"
     inpaint: Literal["diffusers", "compvis"] = "diffusers"
 
@@ -305,6 +307,7 @@ PROFILES: Mapping[str, Profile] = {
             spacing=_spacing(),
             final_draws=("ddpm", "euler_ancestral", "dpmpp_2m_sde"),
             independent_noise=("dpmpp_2m_sde",),
+            clips_negative=False,
         ),
         Profile(
             name="compvis",

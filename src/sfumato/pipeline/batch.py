@@ -37,7 +37,11 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Pictures that run together: their requests agree in everything but prompts and seeds, sizes resolved."""
+    """Pictures that run together: their requests agree in everything but prompts and seeds, sizes resolved.
+
+    `one_generator`: a single one draws for all of them. Then they share the sample of a picture's posterior too, as
+    they do in diffusers.
+    """
 
     model: Model
     requests: tuple[Request, ...]
@@ -45,6 +49,7 @@ class Batch:
     inputs: Inputs
     draw: Draw
     brownian_seeds: tuple[int, ...]
+    one_generator: bool = False
 
     @property
     def request(self) -> Request:
@@ -116,7 +121,7 @@ def _sample(
     # The order of draws is diffusers': the picture's posterior, the starting noise, the masked picture's posterior.
     original = None
     if picture is not None and not (pure and model.inpaints):  # there nothing would look at it
-        original = encode(model, picture, batch.draw, len(batch.requests))
+        original = _encode(batch, picture)
     noise = _starting_noise(batch, shape).to(model.device)
     x = sampling.enter(plan, noise, None if pure else original)
     inpaint: Inpaint | None = None
@@ -124,7 +129,7 @@ def _sample(
     if mask is not None and picture is not None:
         latent_mask = mask_to_latents(mask, shape[3], shape[2]).to(model.device)
         if model.inpaints:
-            masked = encode(model, picture * (mask < 0.5), batch.draw, len(batch.requests))
+            masked = _encode(batch, picture * (mask < 0.5))
             extra = torch.cat([latent_mask.expand(len(batch.requests), -1, -1, -1), masked], dim=1)
         elif original is not None:
             inpaint = keep_known(request.profile, latents=original, mask=latent_mask, noise=noise, draw=batch.draw)
@@ -198,6 +203,13 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
         return torch.lerp(a, b, weight)
     angle = torch.acos(cosine)
     return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+
+
+def _encode(batch: Batch, picture: Tensor) -> Tensor:
+    """Scaled latents (B, C, h, w) of the picture (1, 3, H, W) that all of a batch start from."""
+    count = len(batch.requests)
+    latents = encode(batch.model, picture, batch.draw, 1 if batch.one_generator else count)
+    return latents.expand(count, -1, -1, -1)
 
 
 def encode(model: Model, picture: Tensor, draw: Draw, count: int = 1) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sfumato.diffusion.catalog import PROFILES
 from sfumato.diffusion.guidance import Answers
 from sfumato.errors import InvalidRequest
 from sfumato.prompt.chunks import align_windows, plan_prompt
@@ -48,11 +49,14 @@ def encode_request(model: Model, request: Request) -> Conditioning:
     )
     prompt, negative = align_windows(model.tokenizer, (prompt, negative))
 
-    def encode_ids(ids: Tensor) -> Tensor:
+    def encoder(clip_skip: int) -> Callable[[Tensor], Tensor]:
         # One window at a time: a window's numbers must not depend on how many there are.
-        return torch.cat([model.text_encoder(row[None].to(model.device), clip_skip=request.clip_skip) for row in ids])
+        return lambda ids: torch.cat(
+            [model.text_encoder(row[None].to(model.device), clip_skip=clip_skip) for row in ids]
+        )
 
-    encoded = [*encode(negative, encode_ids), *encode(prompt, encode_ids)]
+    negative_skip = request.clip_skip if PROFILES[request.profile].clips_negative else 0
+    encoded = [*encode(negative, encoder(negative_skip)), *encode(prompt, encoder(request.clip_skip))]
     contexts, weights = zip(*encoded, strict=True)
     return Conditioning(contexts, weights[1:], ("".join((*prompt.cut, *negative.cut)),))
 

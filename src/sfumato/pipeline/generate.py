@@ -284,6 +284,7 @@ class _Job:
                 inputs=self._inputs(requests[0], slice(first, first + len(group))),
                 draw=draw,
                 brownian_seeds=seeds,
+                one_generator=isinstance(self.generator, torch.Generator),
             )
             images = generate_batch(batch, self._on_step(first, requests[0]))
             results.timings["denoise"] += time.perf_counter() - started
