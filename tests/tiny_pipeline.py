@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import diffusers
 import numpy as np
@@ -12,6 +15,9 @@ import transformers
 from numpy.typing import NDArray
 
 import sfumato
+from sfumato.compat import diffusers as compat
+from sfumato.pipeline.batch import decode as batch_decode
+from sfumato.pipeline.images import psnr
 from tiny import AUTOENCODERS, TEXT_ENCODERS, UNETS, randomise
 
 POCKET = Path(sfumato.__file__).parent / "assets" / "pocket"
@@ -65,3 +71,48 @@ def reference_pixels(pipeline: diffusers.DiffusionPipeline, latents: torch.Tenso
         decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
     pictures = pipeline.image_processor.postprocess(decoded, output_type="pil")
     return np.stack([np.asarray(picture) for picture in pictures])
+
+
+class Pair:
+    """diffusers' pipeline and ours, both read from one folder that diffusers wrote."""
+
+    def __init__(self, folder: Path, **model: Any) -> None:
+        reference_pipeline(**model).save_pretrained(folder)
+        self.theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+        self.theirs.set_progress_bar_config(disable=True)
+        # diffusers 0.42 looks for `text_encoder.text_model` when it skips layers; transformers 5 has done away with it
+        self.theirs.text_encoder.__dict__["text_model"] = self.theirs.text_encoder
+        self.ours = compat.StableDiffusionPipeline.from_pretrained(folder)
+
+    def use(self, scheduler: str, **changes: Any) -> None:
+        """Give both this scheduler, with the model's configuration and these changes."""
+        for pipeline, home in ((self.theirs, diffusers), (self.ours, compat)):
+            pipeline.scheduler = getattr(home, scheduler).from_config(pipeline.scheduler.config, **changes)
+
+    def compare(self, *arguments: Any, seed: int | list[int] = 0, **options: Any) -> tuple[float, float]:
+        """Run both; the largest difference of the final latents in units of their standard deviation, and PSNR (dB)."""
+        theirs = self.theirs(*arguments, generator=generators(seed), output_type="latent", **options).images
+        with recorded_latents() as latents:
+            ours = self.ours(*arguments, generator=generators(seed), **options)["images"]
+        difference = float((torch.cat(latents) - theirs).abs().max() / theirs.std())
+        return difference, psnr(np.stack([np.asarray(image) for image in ours]), reference_pixels(self.theirs, theirs))
+
+
+def generators(seed: int | list[int]) -> Any:
+    """One generator, or a list with one a picture."""
+    if isinstance(seed, list):
+        return [torch.Generator().manual_seed(one) for one in seed]
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def recorded_latents() -> Iterator[list[torch.Tensor]]:
+    """The latents (B, C, h, w) of each batch that our pipeline decodes meanwhile."""
+    seen: list[torch.Tensor] = []
+
+    def decode(model: Any, latents: torch.Tensor) -> torch.Tensor:
+        seen.append(latents.clone())
+        return batch_decode(model, latents)
+
+    with mock.patch("sfumato.pipeline.batch.decode", decode):
+        yield seen

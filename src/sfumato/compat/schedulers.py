@@ -39,11 +39,10 @@ class Kind:
     """What one class of diffusers is here.
 
     `samplers` maps its `algorithm_type` (None for classes without one) to our sampler. `defaults` are all its arguments
-    but those of the training process; `supported` lists, for each that must be checked, the values with which it does
-    what our sampler does. `training` are the arguments of the training process. `timestep_spacings` can be chosen from,
-    `spacing` is set where the class looks at none; `spaced_sigmas` are the flags for lists of σ that agree with
-    ours, `sigmas_from_linspace` says that they are drawn between the ends of the timesteps' list, so that only "linspace"
-    gives the whole range.
+    but those of the training process, which are `training`; `supported` lists, for each that must be checked, the
+    values with which it does what our sampler does. `timestep_spacings` can be chosen from, `spacing` is set where the
+    class looks at none. `spaced_sigmas` are the flags for lists of σ that agree with ours; `sigmas_from_linspace` says
+    that these lie between the ends of the timesteps' list, so that only "linspace" gives the whole range.
     """
 
     samplers: Mapping[str | None, str]
