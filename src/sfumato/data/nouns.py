@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _PLAIN = str.maketrans("’‘“”", "''\"\"")
 
@@ -45,6 +46,12 @@ _NO_ARTICLE = frozenset({
     "hammer and wrench", "skull and crossbones", "star and crescent", "vibration mode", "place of worship",
     "registered",
 })  # fmt: skip
+# Nouns that don't stand at the end, where the plural is formed.
+_UNCOUNTED = frozenset({
+    "chart increasing", "chart decreasing", "chart increasing with yen", "speaker low volume", "speaker medium volume",
+    "speaker high volume", "page facing up", "airplane arrival", "airplane departure", "luggage", "light rail",
+    "breast-feeding", "building construction", "yarn",
+})  # fmt: skip
 _ALSO_PLURAL = frozenset({"people", "men", "women", "skis", "footprints"})
 _ONE_THOUGH_S = ("ss", "us", "is", "os", "lens", "Claus", "Pisces", "Aries")
 _IRREGULAR = {
@@ -68,6 +75,7 @@ class Noun:
     plural: str | None
 
 
+@lru_cache(maxsize=4096)
 def noun(label: str, group: str | None, subgroup: str | None) -> Noun:
     """The forms of an emoji's label, in plain ASCII punctuation."""
     bare = label.translate(_PLAIN)
@@ -80,10 +88,14 @@ def noun(label: str, group: str | None, subgroup: str | None) -> Noun:
         return Noun(bare=bare, single=f"the {bare}", plural=None)
     if many or bare in _NO_ARTICLE or subgroup in _NAMES or group is None or _CLOCK.fullmatch(bare):
         return Noun(bare=bare, single=bare, plural=None)
-    countable = " and " not in head and (
-        group in _THING_GROUPS
-        or subgroup in _SHAPE_SUBGROUPS
-        or (subgroup in _PEOPLE_SUBGROUPS and head.split(" ")[0] not in ("man", "woman", "person"))
+    countable = (
+        " and " not in head
+        and bare not in _UNCOUNTED
+        and (
+            group in _THING_GROUPS
+            or subgroup in _SHAPE_SUBGROUPS
+            or (subgroup in _PEOPLE_SUBGROUPS and head.split(" ")[0] not in ("man", "woman", "person"))
+        )
     )
     plural = f"{head.removesuffix(last)}{plural_of(last)}{bare[len(head) :]}" if countable else None
     return Noun(bare=bare, single=with_article(bare), plural=plural)
