@@ -163,3 +163,19 @@ def test_refusals_leave_nothing_behind(single_file: Path, tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"damaged\.safetensors"):
         convert(damaged, tmp_path / "y", layout="diffusers")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.safetensors", "there"]
+
+
+def test_a_tokenizer_that_is_v1s_is_not_repeated_in_the_file(tmp_path: Path) -> None:
+    """transformers 5 writes v1's tokenizer as one `tokenizer.json`: the same tokens, so nothing to carry along."""
+    from transformers import CLIPTokenizer
+
+    from sfumato.pipeline.model_files import METADATA_KEY, V1
+
+    config = UNetConfig(block_channels=(32, 32), attention=(True, False), heads=(8, 8), depth=(1, 1), context_dim=64)
+    _write_tiny_v1(tmp_path / "model", config)
+    for file in (tmp_path / "model" / "tokenizer").iterdir():
+        file.unlink()
+    CLIPTokenizer.from_pretrained(V1 / "tokenizer").save_pretrained(tmp_path / "model" / "tokenizer")
+    convert(tmp_path / "model", tmp_path / "model.safetensors", layout="compvis")
+    with open_model(tmp_path / "model.safetensors") as files:
+        assert METADATA_KEY not in files.unet.checkpoint.metadata

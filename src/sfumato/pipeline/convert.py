@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato.errors import InvalidRequest
 from sfumato.files import atomic_folder, atomic_write, write_text
 from sfumato.models import autoencoder, clip_text, compvis, unet
+from sfumato.pipeline.model import tokenizer_from
 from sfumato.pipeline.model_files import METADATA_KEY, LayoutName, ModelFiles, Part, open_model, published_v1
 from sfumato.runtime import DTYPES
 from sfumato.weights.mapper import Layout, written_entries
@@ -142,12 +143,27 @@ def _description(files: ModelFiles, infos: Mapping[str, TensorInfo]) -> dict[str
     except ValueError:  # its channels don't fit the groups that v1 has
         inferred = None
     configs = tuple(part.module.config for part in (files.unet, files.vae, files.text_encoder))
-    if inferred == configs and files.tokenizer == v1_tokenizer and files.scheduler == v1_scheduler:
+    same_tokenizer = _same_tokenizer(files.tokenizer, v1_tokenizer)
+    if inferred == configs and same_tokenizer and files.scheduler == v1_scheduler:
         return None
-    return {name: part.module.config.to_published() for name, part in files.parts.items()} | {
-        "scheduler": dict(files.scheduler),
-        "tokenizer": dict(files.tokenizer),
-    }
+    described = {name: part.module.config.to_published() for name, part in files.parts.items()}
+    described["scheduler"] = dict(files.scheduler)
+    if not same_tokenizer:
+        described["tokenizer"] = _without_repetition(files.tokenizer)
+    return described
+
+
+def _same_tokenizer(files: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """Whether two tokenizers are the same, however many files say so."""
+    a, b = tokenizer_from(files), tokenizer_from(others)
+    same_frame = (a.bos_id, a.eos_id, a.pad_id, a.max_length) == (b.bos_id, b.eos_id, b.pad_id, b.max_length)
+    return same_frame and json.loads(a.backend.to_str()) == json.loads(b.backend.to_str())
+
+
+def _without_repetition(tokenizer: Mapping[str, str]) -> dict[str, str]:
+    """Leave out `tokenizer.json` where it repeats the vocabulary: a file's header must stay small to be read safely."""
+    repeated = {"vocab.json", "merges.txt"} <= tokenizer.keys()
+    return {name: text for name, text in tokenizer.items() if not (repeated and name == "tokenizer.json")}
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

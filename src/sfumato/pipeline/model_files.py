@@ -223,14 +223,14 @@ def _warn_of_strangers(checkpoint: Checkpoint) -> None:
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """What a single file written by us says of itself: configs, scheduler and tokenizer files."""
+    """What a single file written by us says of itself: configs, scheduler, and the tokenizer's files if not v1's."""
     text = checkpoint.metadata.get(METADATA_KEY)
     if text is None:
         return None
     try:
         values = json.loads(text)
-        described = {name: dict(values[name]) for name in ("unet", "vae", "text_encoder", "scheduler", "tokenizer")}
-        tokenizer = described["tokenizer"]
+        described = {name: dict(values[name]) for name in ("unet", "vae", "text_encoder", "scheduler")}
+        tokenizer = described["tokenizer"] = dict(values.get("tokenizer") or published_v1()[0])
         if not all(isinstance(tokenizer[name], str) for name in tokenizer) or set(tokenizer) - set(TOKENIZER_FILES):
             raise ValueError("its tokenizer's files are not what they should be")
     except (ValueError, KeyError, TypeError) as error:
