@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 from command_line import Cli, files_in
+from safetensors.torch import load_file, save_file
+
+import sfumato
 
 # Each with what the line has to say.
 WRONG: dict[str, tuple[int, str, list[str]]] = {
@@ -20,6 +24,7 @@ WRONG: dict[str, tuple[int, str, list[str]]] = {
     "no number": (2, "steps 'many' must be a whole number", ["generate", "cat", "--steps", "many"]),
     "nan": (2, "guidance_scale nan must be a number", ["generate", "cat", "--guidance-scale", "nan"]),
     "seed": (2, "seed -1 must be", ["generate", "cat", "--seed", "-1"]),
+    "no more seeds": (2, "leaves no room", ["generate", "c", "--seed", str(2**63 - 1), "-c", "2"]),
     "count": (2, "count 0 must be", ["generate", "cat", "--count", "0"]),
     "interval": (2, "guidance_interval", ["generate", "cat", "--guidance-interval", "3"]),
     "spacing": (2, "its weights assume timesteps in equal strides", ["generate", "cat", "--spacing", "karras"]),
@@ -126,6 +131,18 @@ def test_a_read_only_folder_is_found_before_any_work(cli: Cli, folder: Path, mon
     outcome = cli("generate", "cat", "--out", "locked/pictures")
     assert outcome.code == 1 and "locked: no permission to write there" in outcome.errors[0]
     assert files_in(folder) == []
+
+
+def test_weights_that_are_not_numbers_make_no_black_picture(cli: Cli, folder: Path) -> None:
+    shutil.copytree(Path(sfumato.__file__).parent / "assets" / "pocket", "broken")
+    path = folder / "broken" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["mid_block.resnets.0.conv1.weight"][0, 0] = float("nan")
+    save_file(tensors, path)
+    before = files_in(folder)
+    outcome = cli("generate", "cat", "--model", "./broken", "--steps", "2")
+    assert outcome.code == 1 and len(outcome.errors) == 1 and "mid" in outcome.errors[0] and "NaN" in outcome.errors[0]
+    assert outcome.out == "" and files_in(folder) == before
 
 
 def test_without_a_network(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

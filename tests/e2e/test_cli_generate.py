@@ -54,6 +54,16 @@ def test_json_is_one_document_that_tells_everything(cli: Cli, folder: Path) -> N
     assert recorded is not None and json.loads(recorded.to_json()) == {k: v for k, v in picture.items() if k != "path"}
 
 
+def test_a_named_file_is_replaced_only_when_told(cli: Cli, folder: Path) -> None:
+    cli("generate", "cat", "--out", "a.png", *QUICK)
+    before = (folder / "a.png").read_bytes()
+    refused = cli("generate", "dog", "--out", "a.png", *QUICK)
+    assert refused.code == 1 and "pass --overwrite" in refused.err and (folder / "a.png").read_bytes() == before
+    assert cli("generate", "dog", "--out", "a.png", "--overwrite", *QUICK).code == 0
+    record = read_provenance(folder / "a.png")
+    assert record is not None and record.request.prompt == "dog" and files_in(folder) == ["a.png"]
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_formats_carry_the_record(cli: Cli, folder: Path, suffix: str) -> None:
     outcome = cli("generate", "cat face", "--format", suffix, "--no-watermark", *QUICK)

@@ -33,7 +33,9 @@ Made = tuple["Pixels", "Provenance", Path]
 @with_flags(*REQUEST_FLAGS, *RUN_FLAGS)
 def generate(
     given: Given,
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", show_default=False)] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to paint.", show_default=False)
+    ] = None,
     count: Annotated[
         int, typer.Option("--count", "-c", metavar="N", help="Pictures of each prompt.", rich_help_panel=PICTURE)
     ] = 1,

@@ -17,7 +17,7 @@ from sfumato.cli.terminal import write_json, write_line
 @with_flags(*REQUEST_FLAGS, *RUN_FLAGS)
 def grid(
     given: Given,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", show_default=False)],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.", show_default=False)],
     x: Annotated[
         str,
         typer.Option(

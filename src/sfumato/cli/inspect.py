@@ -22,7 +22,10 @@ _WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="IMAGE|MODEL", show_default=False)], as_json: Json = False
+    target: Annotated[
+        str, typer.Argument(metavar="IMAGE|MODEL", help="A picture; or a model by name or path.", show_default=False)
+    ],
+    as_json: Json = False,
 ) -> None:
     """Show how a picture was made, whoever's program made it; or a model's layout, parts, sizes and dtypes."""
     path = Path(target)

@@ -18,8 +18,8 @@ _FLAGS = tuple(flag for flag in REQUEST_FLAGS if flag.panel != IMAGES or flag.na
 @with_flags(*_FLAGS, *RUN_FLAGS)
 def interpolate(
     given: Given,
-    first: Annotated[str, typer.Argument(metavar="PROMPT_A", show_default=False)],
-    last: Annotated[str, typer.Argument(metavar="PROMPT_B", show_default=False)],
+    first: Annotated[str, typer.Argument(metavar="PROMPT_A", help="Where it starts.", show_default=False)],
+    last: Annotated[str, typer.Argument(metavar="PROMPT_B", help="Where it ends.", show_default=False)],
     frames: Annotated[
         int, typer.Option("--frames", "-f", metavar="N", help="Pictures, both ends included.", rich_help_panel=PICTURE)
     ] = 24,

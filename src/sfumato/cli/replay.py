@@ -25,7 +25,7 @@ _WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in ("device", "variant", 
 @with_flags(*_WHERE)
 def replay(
     given: Given,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", show_default=False)],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture sfumato made.", show_default=False)],
     init_image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The picture it started from.", rich_help_panel=IMAGES)
     ] = None,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -73,18 +72,18 @@ def captioned(pictures: Sequence[Pixels], captions: Sequence[str]) -> Pixels:
         return contact_sheet([pictures], x_labels=captions)
     blank = np.full_like(pictures[0], 255)
     cells = list(zip(pictures, captions, strict=True))
+    # A last row that is short keeps its pictures under the others.
+    cells += [(blank, "")] * (-len(cells) % across)
     bands = []
-    for row in _chunks(cells, across):
-        # A last row that is short keeps its pictures under the others.
-        whole = [cell for cell, _ in zip_longest(row, range(across), fillvalue=(blank, ""))]
-        bands.append([contact_sheet([[picture for picture, _ in whole]], x_labels=[caption for _, caption in whole])])
-    return contact_sheet(bands)
+    for start in range(0, len(cells), across):
+        row, labels = zip(*cells[start : start + across], strict=True)
+        bands.append(contact_sheet([row], x_labels=labels))
+    width = max(band.shape[1] for band in bands)
+    return np.concatenate(
+        [np.pad(band, ((0, 0), (0, width - band.shape[1]), (0, 0)), constant_values=255) for band in bands]
+    )
 
 
 def sheet_provenance(first: Provenance, sheet: Pixels) -> Provenance:
     """The record a sheet carries, as other programs have it: the settings of its first picture, but its own pixels."""
     return dataclasses.replace(first, width=sheet.shape[1], height=sheet.shape[0], pixels_sha256=pixels_sha256(sheet))
-
-
-def _chunks(items: Sequence[tuple[Pixels, str]], size: int) -> Iterable[Sequence[tuple[Pixels, str]]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
