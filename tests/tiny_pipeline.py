@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,13 +90,29 @@ class Pair:
         for pipeline, home in ((self.theirs, diffusers), (self.ours, compat)):
             pipeline.scheduler = getattr(home, scheduler).from_config(pipeline.scheduler.config, **changes)
 
-    def compare(self, *arguments: Any, seed: int | list[int] = 0, **options: Any) -> tuple[float, float]:
-        """Run both; the largest difference of the final latents in units of their standard deviation, and PSNR (dB)."""
+    def of_class(self, name: str) -> Pair:
+        """The same models and schedulers under another pipeline class."""
+        other = copy.copy(self)
+        other.theirs = getattr(diffusers, name)(**self.theirs.components, requires_safety_checker=False)
+        other.theirs.set_progress_bar_config(disable=True)
+        other.ours = getattr(compat, name).from_pipe(self.ours)
+        return other
+
+    def compare(
+        self, *arguments: Any, seed: int | list[int] = 0, where: NDArray[np.bool_] | None = None, **options: Any
+    ) -> tuple[float, float]:
+        """Run both; the largest difference of the final latents in units of their standard deviation, and PSNR (dB) of
+        the pictures, or of the pixels `where` (H, W) says.
+        """
         theirs = self.theirs(*arguments, generator=generators(seed), output_type="latent", **options).images
         with recorded_latents() as latents:
             ours = self.ours(*arguments, generator=generators(seed), **options)["images"]
         difference = float((torch.cat(latents) - theirs).abs().max() / theirs.std())
-        return difference, psnr(np.stack([np.asarray(image) for image in ours]), reference_pixels(self.theirs, theirs))
+        pictures = np.stack([np.asarray(image) for image in ours]), reference_pixels(self.theirs, theirs)
+        if where is None:
+            return difference, psnr(*pictures)
+        first, second = (picture[:, where][:, None] for picture in pictures)
+        return difference, psnr(first, second)
 
 
 def generators(seed: int | list[int]) -> Any:

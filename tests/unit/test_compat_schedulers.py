@@ -190,3 +190,11 @@ def test_from_pretrained_reads_the_models_own_file(tmp_path: Path) -> None:
 def test_a_scheduler_we_do_not_have_is_refused_by_name() -> None:
     with pytest.raises(InvalidConfig, match="'EDMEulerScheduler'"):
         schedulers.scheduler_of({"_class_name": "EDMEulerScheduler"})
+
+
+def test_arguments_that_a_class_does_not_know_survive_it() -> None:
+    """As in diffusers: DDIM made from Euler made from the model's PNDM still knows the model's set_alpha_to_one."""
+    for home in (schedulers, diffusers):
+        chain = home.EulerDiscreteScheduler.from_config(home.PNDMScheduler.from_config(PUBLISHED).config)
+        config = home.DDIMScheduler.from_config(chain.config).config
+        assert (config.set_alpha_to_one, config.clip_sample, config.steps_offset) == (False, False, 1)

@@ -21,7 +21,10 @@ logger = logging.getLogger("sfumato")
 
 
 class Config(dict[str, Any]):
-    """A scheduler's arguments, by name or as attributes. `given` are those that are not just the class's defaults."""
+    """A scheduler's arguments, by name or as attributes. `given` are those that are not just the class's defaults.
+
+    Beside its own arguments it holds those of other classes that it was made from, for classes to be made from it.
+    """
 
     def __init__(self, values: Mapping[str, Any], given: frozenset[str]) -> None:
         super().__init__(values)
@@ -133,14 +136,18 @@ class Scheduler:
         self.config = Config({**known, **arguments}, frozenset(arguments))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{n}={self.config[n]!r}' for n in sorted(self.config.given))})"
+        return f"{type(self).__name__}({', '.join(f'{n}={value!r}' for n, value in sorted(self._given().items()))})"
+
+    def _given(self) -> dict[str, Any]:
+        known = {**self.kind.training, **self.kind.defaults}
+        return {name: self.config[name] for name in self.config.given if name in known}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **changes: Any) -> Self:
         """A scheduler of this class with another one's configuration, as far as it was given and means something here.
 
         As in diffusers: what the other only had by default is not taken over, and arguments that only other classes
-        know are dropped, with a warning if none knows them.
+        know are kept for them, with a warning if none knows them.
         """
         given = config.given if isinstance(config, Config) else set(config)
         values = {name: config[name] for name in given if not name.startswith("_")}
@@ -149,7 +156,10 @@ class Scheduler:
         for name in sorted(set(values) - set(known)):
             if name not in elsewhere:
                 logger.warning("%s: %s=%r of its configuration means nothing here", cls.__name__, name, values[name])
-        return cls(**({name: value for name, value in values.items() if name in known} | changes))
+        scheduler = cls(**({name: value for name, value in values.items() if name in known} | changes))
+        hidden = {name: value for name, value in values.items() if name not in known}
+        scheduler.config = Config({**hidden, **scheduler.config}, scheduler.config.given | set(hidden))
+        return scheduler
 
     @classmethod
     def from_pretrained(
@@ -182,8 +192,8 @@ class Scheduler:
 
         Only defaults are corrected; a value somebody chose is theirs, and refused when it comes to sampling.
         """
-        changes = {n: v for n, v in _CORRECTIONS.items() if n in self.config and n not in self.config.given}
-        return type(self)(**{name: self.config[name] for name in self.config.given}, **changes)
+        changes = {n: v for n, v in _CORRECTIONS.items() if n in self.kind.defaults and n not in self.config.given}
+        return type(self).from_config(self.config, **changes)
 
     def sampling(self, noise: NoiseSchedule, prediction: str) -> tuple[str, str | None]:
         """Our sampler and spacing for a model trained like this; `InvalidConfig` names what we'd do differently."""
@@ -191,7 +201,8 @@ class Scheduler:
         for name, values in self.kind.supported.items():
             if self.config[name] not in values:
                 raise self._refusal(name, f"use {' or '.join(map(repr, values))}")
-        sampler = self.kind.samplers.get(self.config.get("algorithm_type"))
+        algorithm = self.config["algorithm_type"] if "algorithm_type" in self.kind.defaults else None
+        sampler = self.kind.samplers.get(algorithm)
         if sampler is None:
             raise self._refusal("algorithm_type", f"use {' or '.join(map(repr, self.kind.samplers))}")
         return sampler, self._spacing()
