@@ -110,7 +110,7 @@ def vector_drawings(files: Mapping[str, bytes]) -> dict[str, Render]:
         if icon is not None:
             width, height = (icon.get(side, icons[side]) for side in ("width", "height"))
             svg = (
-                f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+                f'<svg xmlns="http://www.w3.org/2000/svg" width="{SIDE}" height="{SIDE}" '  # others are centred in it
                 f'viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
             )
             found.setdefault(codepoint(point), partial(_render, svg, name))

@@ -9,13 +9,13 @@ import bisect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from sfumato.data.emoji import Subject
+from sfumato.data.permutation import order_key, permuted
 from sfumato.data.samples import Dataset, Record, Sample
 from sfumato.data.scene_layouts import SIDE, Spot, place_beside, place_on, place_riding, place_several, place_single
 from sfumato.data.scene_words import count_captions, pair_captions, single_captions
@@ -199,9 +199,9 @@ class SceneSet:
         kind = self._kind(stream)
         count = len(self.subjects)
         block, place = divmod(index, count)
-        order = _order(("first", self.seed, block), count)
+        key = order_key("first", self.seed, block)
         for step in range(count):
-            scene = _PLANS[kind](self, self.subjects[order[(place + step) % count]], stream, block)
+            scene = _PLANS[kind](self, self.subjects[permuted((place + step) % count, count, key)], stream, block)
             if is_held_out(scene.background, [placed.subject.label for placed in scene.objects]) == self._held_out:
                 return scene
         raise DataError(f"no {kind!r} scene of these {count} subjects is {self.part}: take more subjects")
@@ -241,9 +241,9 @@ class SceneSet:
         """The second subject of a pair: what a random order of the style's subjects puts in the first one's place, or
         the next there that isn't the same thing and that the part allows. None where there is none."""
         members = self._styles[first.style]
-        order = _order(("second", self.seed, block, first.style), len(members))
+        key = order_key("second", self.seed, block, first.style)
         for step in range(len(members)):
-            second = members[order[(self._ranks[first.key] + step) % len(members)]]
+            second = members[permuted((self._ranks[first.key] + step) % len(members), len(members), key)]
             if second.label != first.label and _pair_held_out(first.label, second.label) == self._held_out:
                 return second
         return None
@@ -268,12 +268,6 @@ class SceneSet:
 
 
 Plan = Callable[[SceneSet, Subject, Stream, int], Scene]
-
-
-@lru_cache(maxsize=64)
-def _order(names: tuple[str | int, ...], length: int) -> tuple[int, ...]:
-    """A random order of 0 … length - 1 that the names decide."""
-    return tuple(Stream(*names).shuffled(range(length)))
 
 
 def _single(scenes: SceneSet, first: Subject, stream: Stream, block: int) -> Scene:

@@ -68,14 +68,18 @@ class ShardSet:
         shard, row, name = self._locate(index)
         return _read(shard, row["picture"], MAX_BYTES, name)
 
+    def rows(self, number: int) -> tar_index.Index:
+        """The index of a shard, one row a sample."""
+        shard = self.shards[number]
+        return self._scanned[number] if self._scanned else _stored_index(shard)
+
     def _locate(self, index: int) -> tuple[Shard, Any, str]:
         """The shard, the index row, and what errors call the sample."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect.bisect_right(self._ends, index)
         shard = self.shards[number]
-        rows = self._scanned[number] if self._scanned else _stored_index(shard.path, shard.bytes, shard.samples)
-        row = rows[index - self._ends[number] + shard.samples]
+        row = self.rows(number)[index - self._ends[number] + shard.samples]
         return shard, row, f"{shard.path}: sample {_key(row)!r:.80}"
 
 
@@ -140,8 +144,9 @@ def _entry(folder: Path, entry: object, path: Path) -> Shard:
 
 
 @lru_cache(maxsize=_OPEN_INDICES)
-def _stored_index(shard: Path, shard_bytes: int, samples: int) -> tar_index.Index:
-    return tar_index.load(index_path(shard), shard_bytes, samples)
+def _stored_index(shard: Shard) -> tar_index.Index:
+    """Mapped once: the hash in `shard` tells a set from another one that took its place."""
+    return tar_index.load(index_path(shard.path), shard.bytes, shard.samples)
 
 
 def _texts(shard: Shard, row: Any, name: str) -> dict[str, Any]:
