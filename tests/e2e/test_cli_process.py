@@ -57,6 +57,13 @@ def test_ctrl_c_stops_with_130_and_leaves_whole_files_only(folder: Path) -> None
     assert files_in(folder) == ["p.jsonl", "pictures/00001-0-quick.png"]
 
 
+def test_an_old_encoding_loses_letters_and_nothing_else(folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "ascii"}
+    finished = subprocess.run([*COMMAND, "samplers"], capture_output=True, text=True, env=environment)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "Adams?Bashforth" in finished.stdout
+
+
 def test_a_reader_that_leaves_is_no_drama(folder: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -49,6 +49,16 @@ def test_switches_are_read_from_text_and_from_toml(tmp_path: Path, environment: 
     assert run == RunSettings(watermark=False, ema=True, offline=True)
 
 
+def test_text_in_a_file_is_read_as_in_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "sfumato.toml").write_text('seed = "random"\nwidth = "none"\nguidance_interval = [0.5, 3]\n')
+    seeds = set()
+    for _ in range(3):
+        request = read_settings({}, environment={"XDG_CONFIG_HOME": str(tmp_path)}, folder=tmp_path).request("")
+        seeds.add(request.seed)
+        assert request.width is None and request.guidance_interval == (0.5, 3.0)
+    assert len(seeds) > 1 and all(0 <= seed < 2**32 for seed in seeds)
+
+
 def test_a_wrong_value_names_where_it_was_set(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "sfumato.toml").write_text('sampler = "plsm"\ndevice = 3\n')
     settings = read_settings({}, environment=environment, folder=tmp_path)

@@ -58,6 +58,7 @@ def test_numbers_survive_as_text(scale: float, seed: int) -> None:
         ("sampler=plms,foo", None, "sampler 'foo' is unknown"),
         ("steps=1", "steps=2", "both axes change steps"),
         ("sampler=euler,plms", "spacing=none,karras", "sampler 'plms' can't use the spacing 'karras'"),
+        ("width=8192", "seed=" + ",".join("1" * 40), "too large for a sheet"),
         ("mask=none", "seed=" + ",".join("1" * 1001), "at most 1000"),
     ],
 )

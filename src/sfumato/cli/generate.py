@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sfumato.pipeline.provenance import Provenance
 
 MAX_COUNT = 10_000
+MAX_LABEL = 160
 
 Made = tuple["Pixels", "Provenance", Path]
 
@@ -125,6 +126,7 @@ def generations(requests: Sequence[Request], models: Models, tracker: Tracker) -
         while batch := list(islice(waiting, 1)):
             pipeline = models.pipeline(batch[0])
             batch += islice(waiting, pipeline.batch_size - 1)
+            tracker.begin(len(batch))
             yield pipeline.generate(batch, on_progress=tracker.on_progress)
             tracker.done(len(batch))
 
@@ -155,13 +157,21 @@ def _sheet(made: Sequence[Made], where: Destination) -> Path:
     return where.save_sheet(pixels, sheet_provenance(records[0], pixels))
 
 
+def shortened(prompt: str) -> str:
+    """A prompt as a label: a book of one would fill the sheet."""
+    return prompt if len(prompt) <= MAX_LABEL else prompt[: MAX_LABEL - 1] + "…"
+
+
 def _labels(records: Sequence[Provenance]) -> list[str]:
     """What tells the pictures apart: their prompts, their seeds, or both."""
     requests = [provenance.request for provenance in records]
     several_prompts = len({request.prompt for request in requests}) > 1
     several_seeds = len({request.seed for request in requests}) > 1
     return [
-        ", ".join([request.prompt] * (several_prompts or not several_seeds) + [f"seed {request.seed}"] * several_seeds)
+        ", ".join(
+            [shortened(request.prompt)] * (several_prompts or not several_seeds)
+            + [f"seed {request.seed}"] * several_seeds
+        )
         for request in requests
     ]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato.cli.generate import generations
+from sfumato.cli.generate import generations, shortened
 from sfumato.cli.loading import Models
 from sfumato.cli.options import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Overwrite, with_flags
 from sfumato.cli.progress_bar import tracking
@@ -73,7 +73,10 @@ def grid(
         ]
     finished = dict(zip(places, pictures, strict=True))
     sheet = grid_sheet(
-        [[finished[i, j][0] for j in range(len(row))] for i, row in enumerate(rows)], across, down, title=prompt
+        [[finished[i, j][0] for j in range(len(row))] for i, row in enumerate(rows)],
+        across,
+        down,
+        title=shortened(prompt),
     )
     path = where.save_sheet(sheet, sheet_provenance(finished[0, 0][1], sheet), alone=True)
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,7 +125,8 @@ def _bytes(path: Path) -> int:
 
 def _write_picture(about: dict[str, Any]) -> None:
     if about["program"] is None:
-        raise InvalidRequest(f"{about['path']} says nothing about how it was made: no settings in any known dialect")
+        more = "" if find_spec("sd_parsers") else ": pip install 'sfumato[inspect]' to know those of more programs"
+        raise InvalidRequest(f"{about['path']} says nothing about how it was made in a dialect we know{more}")
     settings = dict(about["settings"])
     request = settings.pop("request", {})
     console = stdout_console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -71,6 +72,9 @@ app.command(rich_help_panel=_MODELS)(convert)
 
 def main() -> NoReturn:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # σ and ▀ where the encoding is an old one
     sys.exit(run(sys.argv[1:]))
 
 

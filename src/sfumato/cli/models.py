@@ -30,7 +30,10 @@ def about_models() -> None:
 
 @models.command("list")
 def list_models(as_json: Json = False) -> None:
-    """List the models on this machine, and the published ones that can be pulled by a short name."""
+    """List the models on this machine, and the published ones that can be pulled by a short name.
+
+    The folders in SFUMATO_MODEL_PATH are searched for checkpoints, too.
+    """
     from sfumato.weights.store import ALIASES
     from sfumato.weights.store import list_models as known
 

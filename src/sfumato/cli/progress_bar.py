@@ -30,7 +30,7 @@ class Tracker:
 
     def __init__(self, bar: Bar | None, task: TaskID | None, pictures: int) -> None:
         self._bar, self._task = bar, task
-        self._pictures, self._finished = pictures, 0
+        self._pictures, self._finished, self._together = pictures, 0, 1
 
     @property
     def on_progress(self) -> OnProgress:
@@ -45,6 +45,10 @@ class Tracker:
             write_line(text)
             self._bar.start()
 
+    def begin(self, pictures: int) -> None:
+        """So many pictures now run together: one step is a step of each."""
+        self._together = pictures
+
     def done(self, pictures: int) -> None:
         """So many more pictures are finished."""
         self._finished += pictures
@@ -58,9 +62,11 @@ class Tracker:
                 self._task, description=_DOING["download"], completed=event.step, total=event.steps or None
             )
         elif event.stage == "denoise":
-            done = self._finished + event.image + event.step / max(event.steps, 1)
+            before = self._finished + event.image
+            done = before + self._together * event.step / max(event.steps, 1)
+            last = f"–{before + self._together}" if self._together > 1 else ""
+            which = f"picture {before + 1}{last}/{self._pictures}, " if self._pictures > 1 else ""
             step = f"step {event.step}/{event.steps}"
-            which = f"picture {self._finished + event.image + 1}/{self._pictures}, " if self._pictures > 1 else ""
             self._bar.update(self._task, description=f"{which}{step}", completed=done, total=self._pictures)
         else:
             self._bar.update(

@@ -144,7 +144,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             check_choice("the setting", name, KEYS)
         except InvalidRequest as error:
             raise InvalidConfig(f"{path}: {error}") from error
-    return values
+    return {name: _value(name, value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _from_environment(environment: Mapping[str, str]) -> Mapping[str, Any]:

@@ -19,7 +19,9 @@ from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 
 MAX_CELLS = 1000
+MAX_PIXELS = 2**27  # half of what a sheet may have: labels and margins need room too
 
+_LIKELY_SIDE = 512  # pixels of Stable Diffusion v1, where neither the request nor yet a model says
 _LONG_ROW = 5  # pictures; more are put into a nearly square block
 
 
@@ -57,7 +59,15 @@ def grid_requests(request: Request, x: Axis, y: Axis | None = None) -> list[list
     if len(rows) * len(x.values) > MAX_CELLS:
         raise InvalidRequest(f"a grid of {len(rows)} × {len(x.values)} pictures: at most {MAX_CELLS} fit a sheet")
     # Both at once: a spacing may only be possible with the sampler of its own row.
-    return [[request.replace(**row, **{x.field: value}) for value in x.values] for row in rows]
+    requests = [[request.replace(**row, **{x.field: value}) for value in x.values] for row in rows]
+    pixels = sum(_pixels(cell) for cells in requests for cell in cells)
+    if pixels > MAX_PIXELS:
+        raise InvalidRequest(f"a grid of {pixels:,.0f} pixels is too large for a sheet: take fewer or smaller pictures")
+    return requests
+
+
+def _pixels(request: Request) -> float:
+    return (request.width or _LIKELY_SIDE) * (request.height or _LIKELY_SIDE) * request.upscale**2
 
 
 def grid_sheet(rows: Sequence[Sequence[Pixels]], x: Axis, y: Axis | None, title: str) -> Pixels:
