@@ -106,7 +106,7 @@ def emoji_set(folder: Path) -> EmojiSet:
 
 def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
     """A tar of these members, whatever they are called."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in members:
             member = tarfile.TarInfo(name)
             member.size = len(data)
