@@ -1,0 +1,139 @@
+"""Checkpoints of a run: whole or absent, checked when read, written beside the training.
+
+    FOLDER/step-00001200.safetensors     everything after 1,200 steps; the metadata say of what
+
+`kill -9` at any moment leaves whole files only: each is written under another name, synced, and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import CheckpointError
+from sfumato.weights.checkpoint import open_checkpoint
+from sfumato.weights.save import write_safetensors
+from sfumato.weights.stored import TensorInfo
+
+logger = logging.getLogger("sfumato")
+
+_KEY = "sfumato.train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A checkpoint read back. `score` is the last validation's (lower is better), None before the first."""
+
+    path: Path
+    step: int
+    config: Mapping[str, Any]
+    score: float | None
+    tensors: Mapping[str, Tensor]
+
+
+class Checkpoints:
+    """The checkpoints in a folder: the `keep` newest, and the one with the best score."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None) -> None:
+        """Write in the background. `tensors` must not change any more. An earlier write's error is raised here."""
+        self.wait()
+        self._pending = self._writer.submit(self._write, step, dict(tensors), dict(config), score)
+
+    def wait(self) -> None:
+        """Until the last `save` is on the disk; raises its `OutputError`."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """`wait`, and end the writing thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def any(self) -> bool:
+        """Whether there is a checkpoint, whole or not."""
+        return bool(self._paths())
+
+    def newest(self) -> Saved | None:
+        """The newest checkpoint that is whole; damaged ones are passed over with a warning. None without one."""
+        for path in reversed(self._paths()):
+            try:
+                return read_checkpoint(path)
+            except CheckpointError as error:
+                logger.warning("%s; going back to the checkpoint before it", error)
+        return None
+
+    def _write(self, step: int, tensors: dict[str, Tensor], config: dict[str, Any], score: float | None) -> None:
+        description = {"step": step, "config": config, "score": score, "sha256": _digest(tensors)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_safetensors(
+            self.folder / f"step-{step:08d}.safetensors",
+            {name: TensorInfo(dtype=tensor.dtype, shape=tuple(tensor.shape)) for name, tensor in tensors.items()},
+            tensors.__getitem__,
+            metadata={_KEY: json.dumps(description)},
+            overwrite=True,
+        )
+        self._prune()
+
+    def _prune(self) -> None:
+        paths = self._paths()
+        scores = {path: score for path in paths if (score := _score(path)) is not None}
+        best = min(scores, key=scores.__getitem__, default=None)
+        for path in paths[: -self.keep]:
+            if path != best:
+                path.unlink(missing_ok=True)
+        for leftover in self.folder.glob(".*.part"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+
+def read_checkpoint(path: Path) -> Saved:
+    """Read and check one checkpoint. `CheckpointError` where it is damaged or none of ours."""
+    with open_checkpoint(path) as checkpoint:
+        try:
+            described = json.loads(checkpoint.metadata[_KEY])
+            step, config, score, digest = (described[name] for name in ("step", "config", "score", "sha256"))
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint of a training run") from error
+        tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
+    if _digest(tensors) != digest:
+        raise CheckpointError(f"{path}: damaged: its numbers don't have the checksum they were written with")
+    return Saved(path=path, step=step, config=config, score=score, tensors=tensors)
+
+
+def _score(path: Path) -> float | None:
+    """The score in a checkpoint's header; None too where the file is damaged, which `newest` will say."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            score: float | None = json.loads(checkpoint.metadata[_KEY])["score"]
+    except (CheckpointError, KeyError, ValueError):
+        return None
+    return score
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What training minimises, each loss in a file of its own."""
