@@ -254,7 +254,7 @@ def folder_of(folder: Path, **files: bytes | str) -> Path:
         ({"a.png": PICTURE, "metadata.jsonl": '{"file_name": "a.png"}'}, "no caption in the metadata"),
         ({"a.png": PICTURE, "metadata.jsonl": '{"file_name": "a.png", "text": 1}'}, "'text' must be text"),
         ({"a.png": PICTURE, "metadata.jsonl": '{"file_name": "a.png", "text": "x"}\n' * 2}, "a second time"),
-        ({"a.png": PICTURE, "metadata.csv": "file_name,text\na.png,x\n../../etc/passwd,x"}, "no picture in this folder"),
+        ({"a.png": PICTURE, "metadata.csv": "file_name,text\na.png,x\n../../passwd,x"}, "no picture in this folder"),
         ({"a.png": PICTURE, "metadata.csv": b"file_name,text\n\xff"}, "not UTF-8"),
         ({"a.png": PICTURE, "metadata.csv": 'file_name,text\na.png,"open'}, "not a table"),
         ({"a.png": PICTURE, "metadata.csv": "file_name,text\na.png\n"}, "no caption in the metadata"),

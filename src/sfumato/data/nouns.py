@@ -63,7 +63,7 @@ _IRREGULAR = {
     "tornado": "tornadoes", "volcano": "volcanoes", "wolf": "wolves",
 }  # fmt: skip
 _AN_BY_SOUND = re.compile(r"hour|x-ray|SOS\b")
-_SPOKEN_AS_A = re.compile(r"uni|one\b|eu|ewe", re.IGNORECASE)
+_SPOKEN_AS_A = re.compile(r"uni|ufo|one\b|eu|ewe", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
