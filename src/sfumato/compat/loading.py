@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,6 +16,8 @@ from sfumato.pipeline.generate import Pipeline
 from sfumato.pipeline.load import load_pipeline
 from sfumato.pipeline.model_files import open_model
 from sfumato.runtime import DTYPES, resolve_device
+
+logger = logging.getLogger("sfumato")
 
 # How diffusers loads is of no consequence here, or part of a safety checker that is there or not as a whole.
 _WITHOUT_EFFECT = frozenset(
@@ -94,11 +97,12 @@ class LoadedPipeline:
                 "sfumato.compat.diffusers"
             )
         loaded = cls(pipeline=pipeline, scheduler=scheduler.corrected())
-        if safety_checker is None or pipeline.model.safety_checker is None:
-            return loaded
-        if safety_checker != "model's":
+        if safety_checker not in (None, "model's"):
             raise InvalidRequest("safety_checker can only be None (off) or left out (the model's own)")
-        pipeline.safety = "block"
+        if safety_checker is not None and pipeline.model.safety_checker is not None:
+            pipeline.safety = "block"
+        elif safety_checker is not None and pipeline.model.requires_safety_checker:
+            logger.warning("%s has no safety checker here: pictures stay unchecked", pipeline.model.name)
         return loaded
 
     @classmethod
