@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROUNDS = 3
+ROUNDS = int(os.environ.get("SFUMATO_BENCH_ROUNDS", "3"))
 
 
 def write_model(folder: Path) -> None:

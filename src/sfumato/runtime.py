@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sfumato")
 
+_DEVICES = "auto, cpu, cuda, cuda:N or mps"
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -34,28 +35,29 @@ def resolve_device(name: str = "auto") -> torch.device:
     import torch
 
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        if torch.backends.mps.is_available():
-            logger.warning("device mps: sfumato's tests have not been run on it")
-            return torch.device("mps")
-        return torch.device("cpu")
+        accelerators = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        return _announced(torch.device(next((kind for kind, there in accelerators.items() if there), "cpu")))
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InvalidRequest(f"device {name!r} is unknown: use auto, cpu, cuda, cuda:N or mps") from error
+        raise InvalidRequest(f"device {name!r} is unknown: use {_DEVICES}") from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise InvalidRequest(f"device {name!r} is not supported: use auto, cpu, cuda, cuda:N or mps")
+        raise InvalidRequest(f"device {name!r} is not supported: use {_DEVICES}")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if count == 0:
             raise InvalidRequest(f"device {name!r}: torch {torch.__version__} sees no CUDA or ROCm device; use cpu")
         if (device.index or 0) >= count:
             raise InvalidRequest(f"device {name!r}: this machine has {count}, numbered from 0")
-    if device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise InvalidRequest("device 'mps' is not available on this machine: use cpu")
-        logger.warning("device mps: sfumato's tests have not been run on it")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InvalidRequest("device 'mps' is not available on this machine: use cpu")
+    return _announced(device)
+
+
+def _announced(device: torch.device) -> torch.device:
+    """Say so where nobody has run the tests yet."""
+    if device.type != "cpu":
+        logger.warning("device %s: sfumato's tests have not been run on one yet", device.type)
     return device
 
 
