@@ -14,13 +14,18 @@ from command_line import Cli, files_in
 COMMAND = [sys.executable, "-c", "from sfumato.cli.main import main; main()"]
 
 
+def environment() -> dict[str, str]:
+    """Ours, with our import path and one thread."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+
+
 def start(*arguments: str, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=environment(),
         **options,  # type: ignore[call-overload]
     )
 
@@ -31,8 +36,7 @@ def test_help_imports_nothing_heavy(folder: Path) -> None:
         "heavy = {'torch', 'PIL', 'numpy', 'huggingface_hub', 'safetensors', 'tokenizers'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment())
     assert (finished.returncode, finished.stderr) == (0, "")
 
 
@@ -58,8 +62,8 @@ def test_ctrl_c_stops_with_130_and_leaves_whole_files_only(folder: Path) -> None
 
 
 def test_an_old_encoding_loses_letters_and_nothing_else(folder: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "ascii"}
-    finished = subprocess.run([*COMMAND, "samplers"], capture_output=True, text=True, env=environment)
+    ascii_only = environment() | {"PYTHONIOENCODING": "ascii"}
+    finished = subprocess.run([*COMMAND, "samplers"], capture_output=True, text=True, env=ascii_only)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert "Adams?Bashforth" in finished.stdout
 
@@ -67,9 +71,8 @@ def test_an_old_encoding_loses_letters_and_nothing_else(folder: Path) -> None:
 def test_a_reader_that_leaves_is_no_drama(folder: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     finished = subprocess.run(
-        [*COMMAND, "samplers"], stdout=writing, stderr=subprocess.PIPE, text=True, env=environment
+        [*COMMAND, "samplers"], stdout=writing, stderr=subprocess.PIPE, text=True, env=environment()
     )
     os.close(writing)
     assert (finished.returncode, finished.stderr) == (1, "")
