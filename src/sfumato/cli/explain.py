@@ -50,7 +50,8 @@ def samplers(as_json: Json = False) -> None:
     listed = table("sampler", "order", "calls", "noise", "what it is")
     for info in SAMPLERS.values():
         noise = "with eta" if info.takes_eta else "" if info.noise == "none" else info.noise
-        listed.add_row(f"[bold cyan]{info.name}[/]", str(info.order), info.calls_text, noise, info.description)
+        calls = info.calls_text if info.takes_steps else "adaptive"
+        listed.add_row(f"[bold cyan]{info.name}[/]", str(info.order), calls, noise, info.description)
     spacings = table("spacing", "what it is")
     for name, description in SPACINGS.items():
         spacings.add_row(f"[bold cyan]{name}[/]", description)

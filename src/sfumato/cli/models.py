@@ -44,10 +44,12 @@ def list_models(as_json: Json = False) -> None:
         return
     listed = table("model", "from", "where")
     for location in here:
-        listed.add_row(f"[bold cyan]{location.name}[/]", location.hub_id or location.source, str(location.path))
+        listed.add_row(f"[bold cyan]{location.name}[/]", location.source, str(location.path))
     for alias, hub_id in absent.items():
-        listed.add_row(f"[dim]{alias}[/]", f"[dim]{hub_id}[/]", f"[dim]sfumato models pull {alias}[/]")
-    stdout_console().print(listed)
+        listed.add_row(f"[dim]{alias}[/]", "[dim]to pull[/]", f"[dim]{hub_id}[/]")
+    console = stdout_console()
+    console.print(listed)
+    console.print("To download one: [bold]sfumato models pull v1-4[/], or any Hub id as OWNER/NAME")
 
 
 @models.command()

@@ -45,8 +45,8 @@ def table(*columns: str, title: str | None = None) -> Table:
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
+    for i, column in enumerate(columns):
+        made.add_column(column, overflow="fold", no_wrap=i < len(columns) - 1)  # only the last has long texts
     return made
 
 
