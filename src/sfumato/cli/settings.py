@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +130,8 @@ def _files(environment: Mapping[str, str], folder: Path) -> Iterator[Path]:
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
+    import tomllib
+
     try:
         with path.open("rb") as file:
             values = tomllib.loads(file.read(MAX_BYTES).decode())
@@ -154,6 +154,8 @@ def _from_environment(environment: Mapping[str, str]) -> Mapping[str, Any]:
 
 def _value(name: str, text: str) -> Any:
     if name == "seed" and text.strip().lower() == "random":
+        import secrets
+
         return secrets.randbelow(2**32)
     if name in FIELDS:
         return field_value(name, text)
