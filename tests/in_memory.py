@@ -20,7 +20,7 @@ class InMemory:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = dict(tensors)
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype | None = None, *, aligned: bool = False) -> Tensor:
         return self.tensors[name].clone().to(dtype or self.tensors[name].dtype)
 
 

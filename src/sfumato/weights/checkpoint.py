@@ -39,18 +39,20 @@ class Checkpoint:
         self._stored = stored
         self._files = files
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype | None = None, *, aligned: bool = False) -> Tensor:
         """The tensor `name` on the CPU, converted to `dtype` if that is given and differs.
 
         Unconverted it is a view of the mapped file that costs no memory until it is touched: use it as it is rather
-        than copying it. Writing to it never changes the file, and it stays valid after `close`. Raises
-        `CheckpointError` when there is no such tensor or the checkpoint is closed.
+        than copying it. `aligned` copies it where it doesn't lie as torch would lay it out, and only there: how a
+        matrix lies decides the order of its products' sums on a CPU, and so the last bits. Writing to a view never
+        changes the file, and it stays valid after `close`. Raises `CheckpointError` when there is no such tensor or
+        the checkpoint is closed.
         """
         try:
             stored = self._stored[name]
         except KeyError:
             raise CheckpointError(f"{self.path}: has no tensor {name[:80]!r}") from None
-        return stored.read(dtype)
+        return stored.read(dtype, aligned=aligned)
 
     def close(self) -> None:
         """Let go of the file. Tensors already read stay valid."""

@@ -124,9 +124,11 @@ def fill(
 ) -> None:
     """Give a module built on the `meta` device its numbers, one tensor at a time, so that no second copy exists.
 
-    `dtype` None keeps the file's.
+    `dtype` None keeps the file's. On a CPU the numbers lie in memory as torch lays them out, whatever the file's
+    layout, so that every layout of a model gives the same bits.
     """
+    on_cpu = device is None or device.type == "cpu"
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     for entry in entries:
-        tensor = checkpoint.read(entry.theirs, dtype).reshape(shapes[entry.ours])
+        tensor = checkpoint.read(entry.theirs, dtype, aligned=on_cpu).reshape(shapes[entry.ours])
         assign(module, entry.ours, tensor if device is None else tensor.to(device))

@@ -30,6 +30,10 @@ class TensorInfo:
         return prod(self.shape) * self.dtype.itemsize
 
 
+ALIGNMENT = 64
+"""Bytes on which torch's allocations begin. A mapping begins on a page: places in a file tell those in memory."""
+
+
 class MappedFile:
     """A file mapped into memory, privately: what is written to a view never reaches the file."""
 
@@ -90,21 +94,26 @@ class StoredTensor:
     start: int
     strides: tuple[int, ...]
 
-    def read(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor in its own dtype as a view of the file, or converted, as a new tensor."""
+    def read(self, dtype: torch.dtype | None = None, *, aligned: bool = False) -> Tensor:
+        """The tensor in its own dtype as a view of the file, or converted, as a new tensor.
+
+        `aligned` makes a new tensor too of what doesn't lie in the file as torch would lay it out.
+        """
         shape = self.info.shape
         if 0 in shape:
             return torch.empty(shape, dtype=dtype or self.info.dtype)
         span = 1 + sum((size - 1) * stride for size, stride in zip(shape, self.strides, strict=True))
-        converting = dtype is not None and dtype != self.info.dtype
-        flat = self.file.elements(self.info.dtype, self.start, span, streaming=converting)
+        copying = dtype is not None and dtype != self.info.dtype
+        if aligned and (self.start % ALIGNMENT or self.strides != contiguous_strides(shape)):
+            copying = True
+        flat = self.file.elements(self.info.dtype, self.start, span, streaming=copying)
         tensor = flat.as_strided(shape, self.strides)
-        if not converting:
+        if not copying:
             return tensor
-        converted = tensor.to(dtype).contiguous()
+        copy = tensor.to(dtype or self.info.dtype, copy=True, memory_format=torch.contiguous_format)
         del flat, tensor
         self.file.forget(self.start, self.start + span * self.info.dtype.itemsize)
-        return converted
+        return copy
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
