@@ -73,8 +73,6 @@ def noise_source(requests: Sequence[Request], generator: Generators | None) -> t
         seeds = tuple(request.seed for request in requests)
         return seeded_noise(requests[0].noise, seeds), seeds
     generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    if len(generators) not in (1, len(requests)):
-        raise InvalidRequest(f"{len(generators)} generators for {len(requests)} pictures: give one, or one for each")
     single = len(generators) == 1
     draw = generator_noise(generators[0] if single else generators)
     if not follows_path(requests[0].sampler, requests[0].profile):

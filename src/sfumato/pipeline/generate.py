@@ -163,6 +163,10 @@ class Pipeline:
             width, height = fitting_size(picture)
             requests = [r.replace(width=r.width or width, height=r.height or height) for r in requests]
         requests = [self.resolve(request) for request in requests]
+        if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != len(requests):
+            raise InvalidRequest(f"{len(generator)} generators for {len(requests)} pictures: give one, or one for each")
+        if latents is not None and len(latents) != len(requests):
+            raise InvalidRequest(f"latents for {len(latents)} pictures were given, this call makes {len(requests)}")
         for request in requests:
             if request.noise == "generator" and generator is None:
                 raise InvalidRequest("noise 'generator' needs the generator the picture was made with: pass it")
