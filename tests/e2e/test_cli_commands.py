@@ -11,6 +11,7 @@ import pytest
 from command_line import Cli, files_in
 from PIL import Image, PngImagePlugin
 
+import sfumato
 from sfumato.diffusion.catalog import SAMPLERS
 from sfumato.pipeline.provenance import Provenance
 
@@ -111,6 +112,27 @@ def test_replay_finds_a_model_that_moved(cli: Cli) -> None:
     lost = cli("replay", "a.png")
     assert lost.code == 2 and "--model" in lost.errors[0]
     assert cli("replay", "a.png", "--model", "other.safetensors").code == 0
+
+
+def test_replay_asks_where_another_vae_is(cli: Cli, folder: Path) -> None:
+    assets = Path(sfumato.__file__).parent / "assets" / "pocket" / "vae"
+    shutil.copytree(assets, folder / "vae")
+    cli("generate", "a red heart", "--vae", str(folder / "vae"), "--out", "a.png", *QUICK)
+    assert str(folder) not in Image.open("a.png").text["sfumato"]
+    asked = cli("replay", "a.png")
+    assert asked.code == 2 and "made with the VAE vae: say where it is now with --vae" in asked.errors[0]
+    assert cli("replay", "a.png", "--vae", "vae").code == 0
+
+
+def test_a_record_reaches_neither_the_hub_nor_a_path(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfumato.weights.hub.download", lambda *_, **__: pytest.fail("asked the Hub"))
+    cli("generate", "a red heart", "--out", "a.png", *QUICK)
+    record = json.loads(Image.open("a.png").text["sfumato"])
+    for model in ("somebody/model", "/etc/passwd", "../pocket"):
+        edited(Path("a.png"), Path("b.png"), request=record["request"] | {"model": model})
+        outcome = cli("replay", "b.png")
+        assert outcome.code == 2 and len(outcome.errors) == 1 and "--model" in outcome.errors[0]
+        Path("b.png").unlink()
 
 
 def test_inspect_a_picture_of_ours_and_of_another_program(cli: Cli) -> None:

@@ -18,6 +18,7 @@ from sfumato.errors import InvalidRequest, ModelNotFound
 if TYPE_CHECKING:
     from sfumato.pipeline.provenance import Provenance
     from sfumato.pipeline.replay import Replay
+    from sfumato.pipeline.request import Request
 
 _WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in ("device", "variant", "revision", "ema", "offline"))
 
@@ -36,6 +37,10 @@ def replay(
         str | None,
         typer.Option("--model", "-m", metavar="MODEL", help="Where the model is now.", rich_help_panel=MODEL),
     ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option("--vae", metavar="FILE", help="Where the VAE it was made with is now.", rich_help_panel=MODEL),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="Keep the new picture.", rich_help_panel=OUTPUT),
@@ -49,15 +54,11 @@ def replay(
 
     recorded = recorded_in(image)
     request = with_inputs(recorded.request, image.parent, init_image=init_image, mask=mask)
-    if model is not None:
-        request = request.replace(model=model)
+    request = _located(request, model, vae)
     where = destination(str(out), format=None, pictures=1, overwrite=False) if out is not None else None
     settings = read_settings(_as_recorded(recorded) | dict(given)).run()
     with tracking() as tracker:
-        try:
-            pipeline = Models(settings, tracker.on_progress).pipeline(request)
-        except ModelNotFound as error:
-            raise ModelNotFound(f"{error}; or say where it is now with --model") from error
+        pipeline = Models(settings, tracker.on_progress).pipeline(request)
         if pipeline.model.device.type == "cpu":
             _use_threads(recorded.threads)
         result = make_again(image, pipeline, request, on_progress=tracker.on_progress)
@@ -71,6 +72,25 @@ def replay(
             write_line(str(kept))
     if not result.identical:
         raise typer.Exit(1)
+
+
+def _located(request: Request, model: str | None, vae: Path | None) -> Request:
+    """The request with its model and VAE where they are here. A picture's record may come from anyone: by itself it
+    chooses among the models that are here, and reaches neither the Hub nor a path."""
+    from sfumato.weights.store import resolve
+
+    if model is not None:
+        request = request.replace(model=model)
+    else:
+        try:
+            resolve(request.model, installed_only=True)
+        except ModelNotFound as error:
+            raise ModelNotFound(f"{error}; or say where it is now with --model") from error
+    if vae is not None:
+        return request.replace(vae=str(vae))
+    if request.vae is not None:
+        raise InvalidRequest(f"the picture was made with the VAE {request.vae}: say where it is now with --vae")
+    return request
 
 
 def _as_recorded(recorded: Provenance) -> dict[str, str]:

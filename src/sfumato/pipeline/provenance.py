@@ -48,7 +48,7 @@ class Provenance:
             _check(field.name, getattr(self, field.name))
 
     def to_json(self) -> str:
-        """One line of JSON for embedding in files: folders of input pictures are left out, they are the user's own."""
+        """One line of JSON for embedding in files: folders of input files are left out, they are the user's own."""
         shared = dataclasses.replace(self, request=_without_folders(self.request))
         return json.dumps(_fields(shared) | {"request": shared.request.to_dict()}, ensure_ascii=False)
 
@@ -93,8 +93,12 @@ def _fields(provenance: Provenance) -> dict[str, Any]:
 
 
 def _without_folders(request: Request) -> Request:
-    """The request with absolute paths of input pictures cut to the name: they would tell who made the picture."""
-    return request.replace(init_image=_named_only(request.init_image), mask=_named_only(request.mask))
+    """The request with absolute paths of input files cut to the name: they would tell who made the picture."""
+    return request.replace(
+        init_image=_named_only(request.init_image),
+        mask=_named_only(request.mask),
+        vae=PurePath(request.vae).name if request.vae else None,
+    )
 
 
 def _named_only(source: ImageSource | None) -> ImageSource | None:
