@@ -37,10 +37,10 @@ def to_webp(picture: Image.Image, quality: int) -> bytes:
 
     Lossless keeps the colour of fully transparent pixels too, so that decoding gives back every byte.
     """
+    # With method 6 pictures with transparency take fifty times as long and come out 2 to 4 % smaller.
     buffer = io.BytesIO()
     if quality > 100:
-        # All effort (quality 100, method 6) would be 4 % smaller and take fifty times as long.
         picture.save(buffer, "WEBP", lossless=True, exact=True, quality=75, method=4)
     else:
-        picture.save(buffer, "WEBP", quality=quality, method=6)
+        picture.save(buffer, "WEBP", quality=quality, method=4)
     return buffer.getvalue()
