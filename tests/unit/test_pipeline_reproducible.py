@@ -35,7 +35,7 @@ def hashes(generation: Generation) -> list[str]:
     return [provenance.pixels_sha256 for provenance in generation.provenance]
 
 
-@pytest.mark.parametrize("sampler", ["plms", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde", "dpm_adaptive"])
+@pytest.mark.parametrize("sampler", ["plms", "euler_ancestral", "dpmpp_sde", "dpm_adaptive"])
 def test_alone_in_a_batch_and_in_another_order(pipeline: Pipeline, sampler: str) -> None:
     requests = [Request(prompt=prompt, seed=7 + i, sampler=sampler, **FIELDS) for i, prompt in enumerate(PROMPTS)]
     requests = [request.replace(rtol=1.0, atol=1.0) for request in requests]  # a few steps will do for dpm_adaptive
