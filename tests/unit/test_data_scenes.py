@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -61,6 +62,12 @@ def test_a_scene_depends_on_seed_and_index_alone(emoji: EmojiSet, scenes: SceneS
     assert any(other.scene(i) != scenes.scene(i) for i in range(3))
     with pytest.raises(IndexError, match="scene 1000000"):
         scenes.scene(10**6)
+
+
+def test_workers_in_other_processes_make_the_same(scenes: SceneSet) -> None:
+    again = pickle.loads(pickle.dumps(scenes))
+    assert again.scene(7) == scenes.scene(7)
+    assert again.sample(7).picture.tobytes() == scenes.sample(7).picture.tobytes()
 
 
 def test_objects_are_large_whole_and_few(drawn: list[Scene]) -> None:

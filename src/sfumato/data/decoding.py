@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from sfumato.errors import DataError, InvalidRequest
-from sfumato.pipeline.picture_files import decode_picture, reading
+from sfumato.pictures.opening import MAX_BYTES, decode_picture, read_bounded, reading
 
+MAX_PICTURE_BYTES = MAX_BYTES
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "avif", "gif", "bmp", "tif", "tiff", "ppm")
+
+
+def read_picture(path: Path) -> bytes:
+    """A picture file's bytes. `DataError` where they can't be had or are too many."""
+    try:
+        return read_bounded(path)
+    except InvalidRequest as error:
+        raise DataError(str(error)) from error
 
 
 def decode(data: bytes, name: str) -> Image.Image:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sfumato.data.decoding import PICTURE_SUFFIXES, decode
+from sfumato.data.decoding import PICTURE_SUFFIXES, decode, read_picture
 from sfumato.data.samples import Record, Sample, captions_among, captions_in_lines
-from sfumato.errors import DataError, InvalidRequest
-from sfumato.pipeline.picture_files import read_bounded
+from sfumato.errors import DataError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 
@@ -38,10 +37,7 @@ class PictureFolder:
         return Sample(key=record.key, captions=record.captions, fields=record.fields, picture=picture)
 
     def picture_bytes(self, index: int) -> bytes:
-        try:
-            return read_bounded(self.paths[index])
-        except InvalidRequest as error:
-            raise DataError(str(error)) from error
+        return read_picture(self.paths[index])
 
 
 def open_folder(folder: Path) -> PictureFolder:

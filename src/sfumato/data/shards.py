@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.data import tar_index
-from sfumato.data.decoding import decode
+from sfumato.data.decoding import MAX_PICTURE_BYTES, decode
 from sfumato.data.samples import Record, Sample, captions_among, captions_in_lines, parse_fields
 from sfumato.errors import DataError, InvalidRequest
 from sfumato.files import plain_name
-from sfumato.pipeline.picture_files import MAX_BYTES
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -61,12 +60,12 @@ class ShardSet:
 
     def sample(self, index: int) -> Sample:
         shard, row, name = self._locate(index)
-        picture = decode(_read(shard, row["picture"], MAX_BYTES, name), name)
+        picture = decode(_read(shard, row["picture"], MAX_PICTURE_BYTES, name), name)
         return Sample(**_texts(shard, row, name), picture=picture)
 
     def picture_bytes(self, index: int) -> bytes:
         shard, row, name = self._locate(index)
-        return _read(shard, row["picture"], MAX_BYTES, name)
+        return _read(shard, row["picture"], MAX_PICTURE_BYTES, name)
 
     def rows(self, number: int) -> tar_index.Index:
         """The index of a shard, one row a sample."""
