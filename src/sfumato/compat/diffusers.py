@@ -2,9 +2,11 @@
 
     from sfumato.compat.diffusers import StableDiffusionPipeline, LMSDiscreteScheduler
 
-The pictures are diffusers' own (profile "diffusers"), but for what `docs/numerics.md` lists: image-to-image under PNDM
-and LMS, where diffusers repeats and skips steps, and one step on a linspace schedule. What an argument would change and
-we don't do is an error that names it.
+The pictures are diffusers' own (profile "diffusers") but where that has to be called a mistake of its: image-to-image
+under PNDM (it repeats a step and skips the next) and LMS (it weighs a history that isn't there), PNDM on a v-predicting
+model (it averages v, not noise), a single step on a linspace schedule (it starts at timestep 0), inpainting with a list
+of generators (it samples the picture's posterior with the first alone). An argument that would change the picture in a
+way we don't have is an error that names it.
 """
 
 from __future__ import annotations
