@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 import sfumato
 from sfumato.compat import diffusers as compat
+from sfumato.pictures.pixels import psnr
 from sfumato.pipeline.batch import decode as batch_decode
-from sfumato.pipeline.images import psnr
 from tiny import AUTOENCODERS, TEXT_ENCODERS, UNETS, randomise
 
 POCKET = Path(sfumato.__file__).parent / "assets" / "pocket"

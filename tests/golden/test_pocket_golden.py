@@ -17,7 +17,7 @@ from PIL import Image
 
 from sfumato import Pipeline, load_pipeline
 from sfumato.diffusion.schedule import make_schedule
-from sfumato.pipeline.images import psnr
+from sfumato.pictures.pixels import psnr
 from tiny_pipeline import recorded_latents
 
 PROMPT = "crown"

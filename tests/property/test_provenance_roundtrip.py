@@ -14,11 +14,12 @@ from PIL import Image, features
 
 from sfumato.diffusion.catalog import SAMPLERS
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.images import pixels_sha256
+from sfumato.pictures.pixels import pixels_sha256
+from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.metadata import SOURCE_TYPE, parameters_of, provenance_of
 from sfumato.pipeline.parameters_text import SAMPLER_NAMES, format_parameters, parse_parameters
 from sfumato.pipeline.provenance import Provenance
-from sfumato.pipeline.request import ImageSource, Request
+from sfumato.pipeline.request import Request
 from sfumato.pipeline.saving import encode_picture
 
 SUFFIXES = [".png", ".jpg", ".webp", *[".avif"] * features.check("avif")]

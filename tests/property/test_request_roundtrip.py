@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sfumato.diffusion.catalog import PROFILES, SAMPLERS
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.request import MAX_SEED, MAX_SIDE, MAX_STEPS, ImageSource, Request
+from sfumato.pictures.source import ImageSource
+from sfumato.pipeline.request import MAX_SEED, MAX_SIDE, MAX_STEPS, Request
 
 SOURCES = st.builds(
     ImageSource,

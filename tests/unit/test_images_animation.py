@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageSequence
 
 from sfumato.errors import InvalidRequest, MissingExtra, OutputError
+from sfumato.pictures.pixels import Pixels
 from sfumato.pipeline.animation import save_animation
-from sfumato.pipeline.images import Pixels
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 

@@ -8,9 +8,10 @@ import torch
 
 from sfumato import Pipeline, load_pipeline
 from sfumato.errors import Cancelled, InvalidRequest
+from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.conditioning import Conditioning
 from sfumato.pipeline.interpolate import check_walk, interpolate
-from sfumato.pipeline.request import ImageSource, Request
+from sfumato.pipeline.request import Request
 from sfumato.progress import Cancellation, Progress
 
 START = Request(prompt="red heart", seed=1, steps=2, sampler="euler")

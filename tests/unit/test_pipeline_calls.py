@@ -8,7 +8,7 @@ import pytest
 
 from sfumato import Pipeline, Request, load_pipeline
 from sfumato.diffusion.catalog import model_calls
-from sfumato.pipeline.picture_files import open_picture
+from sfumato.pictures.opening import open_picture
 
 
 @pytest.fixture(scope="module")

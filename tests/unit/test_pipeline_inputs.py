@@ -15,7 +15,7 @@ from PIL import Image
 
 from sfumato import Pipeline, Request, load_pipeline
 from sfumato.errors import InvalidConfig, InvalidRequest, ModelNotFound, NumericalError, SfumatoError, UnsafeContent
-from sfumato.pipeline.images import psnr
+from sfumato.pictures.pixels import psnr
 from sfumato.safety.verdict import Verdict, judge
 from tiny_pipeline import reference_pipeline
 

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image, features
 
 from sfumato.errors import InvalidRequest, OutputError
-from sfumato.pipeline.images import pixels_sha256
+from sfumato.pictures.pixels import pixels_sha256
+from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.metadata import read_parameters, read_provenance
 from sfumato.pipeline.provenance import Provenance, differences
-from sfumato.pipeline.request import ImageSource, Request
+from sfumato.pipeline.request import Request
 from sfumato.pipeline.saving import encode_picture, next_path, picture_suffix, save_numbered, save_picture, slug
 
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", *[".avif"] * features.check("avif")]

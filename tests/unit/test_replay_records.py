@@ -12,8 +12,8 @@ from PIL import Image
 
 from sfumato import Pipeline, load_pipeline
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.images import pixels_sha256
-from sfumato.pipeline.picture_files import open_picture
+from sfumato.pictures.opening import open_picture
+from sfumato.pictures.pixels import pixels_sha256
 from sfumato.pipeline.replay import recorded_in, replay, with_inputs
 from sfumato.pipeline.request import Request
 from sfumato.pipeline.saving import save_picture

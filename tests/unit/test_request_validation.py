@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.request import ImageSource, Request
+from sfumato.pictures.source import ImageSource
+from sfumato.pipeline.request import Request
 
 SHA256 = "0" * 64
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.contact_sheet import contact_sheet, montage
-from sfumato.pipeline.images import Pixels
+from sfumato.pictures.contact_sheet import contact_sheet, montage
+from sfumato.pictures.pixels import Pixels
 
 LONG = "prompt=a photograph of an astronaut riding a horse on the moon, by an unknown_photographer_with_a_long_name"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.pipeline.images import Pixels, psnr
-from sfumato.pipeline.watermark import MESSAGE, add_watermark, mark, matching_bits, read_watermark, too_small
+from sfumato.pictures.pixels import Pixels, psnr
+from sfumato.pictures.watermark import MESSAGE, add_watermark, mark, matching_bits, read_watermark, too_small
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "watermark"
 SIZES = [(256, 256), (259, 301)]

@@ -12,7 +12,7 @@ from sfumato.pipeline.saving import next_path, picture_suffix, save_numbered, sa
 from sfumato.runtime import require
 
 if TYPE_CHECKING:
-    from sfumato.pipeline.images import Pixels
+    from sfumato.pictures.pixels import Pixels
     from sfumato.pipeline.provenance import Provenance
 
 ANIMATED = (".gif", ".webp", ".mp4")

@@ -21,8 +21,8 @@ from sfumato.pipeline.request import MAX_SEED, Request
 
 if TYPE_CHECKING:
     from sfumato.cli.destination import Destination
+    from sfumato.pictures.pixels import Pixels
     from sfumato.pipeline.generate import Generation
-    from sfumato.pipeline.images import Pixels
     from sfumato.pipeline.provenance import Provenance
 
 MAX_COUNT = 10_000

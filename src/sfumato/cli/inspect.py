@@ -49,8 +49,8 @@ def show_model(name: Annotated[str, typer.Argument(metavar="NAME", show_default=
 
 
 def _picture(path: Path) -> dict[str, Any]:
+    from sfumato.pictures.opening import open_picture
     from sfumato.pipeline.metadata import read_parameters, read_provenance
-    from sfumato.pipeline.picture_files import open_picture
 
     picture, source = open_picture(path)
     about: dict[str, Any] = {

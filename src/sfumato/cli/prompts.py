@@ -11,7 +11,8 @@ from typing import Any
 from sfumato.cli.settings import Settings
 from sfumato.diffusion.catalog import check_choice
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.request import ImageSource, Request
+from sfumato.pictures.source import ImageSource
+from sfumato.pipeline.request import Request
 
 MAX_BYTES = 16 * 2**20
 
@@ -63,7 +64,7 @@ def _request(line: str, folder: Path, settings: Settings) -> Request:
 
 
 def _source(name: str, value: Any, folder: Path) -> ImageSource:
-    from sfumato.pipeline.picture_files import open_picture
+    from sfumato.pictures.opening import open_picture
 
     if isinstance(value, dict):
         return ImageSource.from_dict(value)

@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.color import Color, ColorSystem
 from rich.console import Console
 
-from sfumato.pipeline.images import Pixels
+from sfumato.pictures.pixels import Pixels
 
 _WIDEST = 64  # columns a picture; more shows more of it but scrolls the rest away
 _NARROWEST = 28  # columns below which a picture moves to the next row

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sfumato.errors import InvalidRequest, OutputError
 from sfumato.files import atomic_write
-from sfumato.pipeline.images import Pixels
+from sfumato.pictures.pixels import Pixels
 from sfumato.pipeline.metadata import SOURCE_TYPE, xmp_packet
 from sfumato.pipeline.parameters_text import format_parameters
 from sfumato.pipeline.provenance import Provenance

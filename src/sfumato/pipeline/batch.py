@@ -16,8 +16,8 @@ from sfumato.diffusion.guidance import guide
 from sfumato.diffusion.inpaint import Inpaint, keep_known
 from sfumato.diffusion.noise import Draw, generator_noise, seeded_noise, seeds_from
 from sfumato.errors import InvalidRequest
+from sfumato.pictures.pixels import mask_to_latents
 from sfumato.pipeline.conditioning import Conditioning, answers
-from sfumato.pipeline.images import mask_to_latents
 from sfumato.pipeline.model import Model
 from sfumato.pipeline.nan_guard import check_finite
 from sfumato.pipeline.request import Request

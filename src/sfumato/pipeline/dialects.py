@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sfumato.pictures.opening import read_bounded
 from sfumato.pipeline.metadata import texts_of
-from sfumato.pipeline.picture_files import read_bounded
 from sfumato.runtime import require
 
 

@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sfumato.diffusion.catalog import check_choice
-from sfumato.pipeline.request import ImageSource, Request
+from sfumato.pictures.source import ImageSource
+from sfumato.pipeline.request import Request
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Request))
 
@@ -54,7 +55,7 @@ def _interval(text: str) -> tuple[float | str, ...]:
 def _picture(text: str) -> ImageSource:
     from pathlib import Path
 
-    from sfumato.pipeline.picture_files import open_picture
+    from sfumato.pictures.opening import open_picture
 
     return open_picture(Path(text))[1]
 

@@ -16,14 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.errors import InvalidRequest
+from sfumato.pictures.pixels import fitting_size, picture_to_tensor
+from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.batch import Generators, decode, encode, noise_source
 from sfumato.pipeline.conditioning import Conditioning, encode_request
-from sfumato.pipeline.images import fitting_size, picture_to_tensor
 from sfumato.pipeline.job import Job, Picture, expand, memory_errors, opened, referenced
 from sfumato.pipeline.model import Model
 from sfumato.pipeline.preview import Preview
 from sfumato.pipeline.provenance import Provenance
-from sfumato.pipeline.request import ImageSource, Request
+from sfumato.pipeline.request import Request
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.safety.policy import Policy, choose_checker
 from sfumato.safety.verdict import Checker, Verdict
@@ -52,7 +53,7 @@ class Generation:
     def _repr_png_(self) -> bytes:
         import io
 
-        from sfumato.pipeline.contact_sheet import montage
+        from sfumato.pictures.contact_sheet import montage
 
         buffer = io.BytesIO()
         Image.fromarray(montage([np.asarray(image) for image in self.images])).save(buffer, "PNG")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.contact_sheet import contact_sheet
+from sfumato.pictures.contact_sheet import contact_sheet
+from sfumato.pictures.pixels import Pixels, pixels_sha256
 from sfumato.pipeline.field_text import field_text, field_value
-from sfumato.pipeline.images import Pixels, pixels_sha256
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 

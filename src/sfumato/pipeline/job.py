@@ -18,13 +18,14 @@ import sfumato
 from sfumato.diffusion.catalog import PROFILES, SAMPLERS
 from sfumato.diffusion.sampling import StepInfo
 from sfumato.errors import InvalidRequest, OutOfMemory
+from sfumato.pictures.opening import open_picture
+from sfumato.pictures.pixels import Pixels, mask_to_tensor, picture_to_tensor, pixels_sha256, to_pixels
+from sfumato.pictures.source import ImageSource
+from sfumato.pictures.watermark import mark
 from sfumato.pipeline.batch import Batch, Generators, Inputs, batch_key, generate_batch, noise_source
 from sfumato.pipeline.conditioning import Conditioning, encode_request, stack, stackable
-from sfumato.pipeline.images import Pixels, mask_to_tensor, picture_to_tensor, pixels_sha256, to_pixels
-from sfumato.pipeline.picture_files import open_picture
 from sfumato.pipeline.provenance import Provenance
-from sfumato.pipeline.request import ImageSource, Request
-from sfumato.pipeline.watermark import mark
+from sfumato.pipeline.request import Request
 from sfumato.progress import Cancellation, OnProgress, Progress
 from sfumato.runtime import processor_name
 from sfumato.safety.policy import screen

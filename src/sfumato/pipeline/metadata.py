@@ -11,8 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sfumato.errors import InvalidRequest
+from sfumato.pictures.opening import read_bounded, reading
 from sfumato.pipeline.parameters_text import Parameters, format_parameters, parse_parameters
-from sfumato.pipeline.picture_files import read_bounded, reading
 from sfumato.pipeline.provenance import Provenance
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

@@ -10,7 +10,8 @@ from pathlib import PurePath
 from typing import Any, Self
 
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.request import ImageSource, Request
+from sfumato.pictures.source import ImageSource
+from sfumato.pipeline.request import Request
 
 # What has to agree, beside request and model, for the same bytes to come out.
 _CONDITIONS = ("model_sha256", "engine", "device", "dtype", "threads", "processor", "torch", "sfumato")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.images import Pixels, pixels_sha256, psnr
+from sfumato.pictures.opening import locate, open_picture
+from sfumato.pictures.pixels import Pixels, pixels_sha256, psnr
+from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.metadata import read_provenance
-from sfumato.pipeline.picture_files import locate, open_picture
 from sfumato.pipeline.provenance import Provenance, differences
-from sfumato.pipeline.request import ImageSource, Request
+from sfumato.pipeline.request import Request
 from sfumato.progress import Cancellation, OnProgress, ignore
 
 if TYPE_CHECKING:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from sfumato.diffusion.catalog import PROFILES, SAMPLERS, check_choice, check_spacing
 from sfumato.errors import InvalidRequest
+from sfumato.pictures.source import ImageSource
 
 MAX_STEPS = 1000
 MAX_SIDE = 8192
@@ -42,35 +42,6 @@ _NUMBERS = {
 _TEXTS = ("prompt", "negative_prompt", "model", "spacing", "vae")
 _OPTIONAL = frozenset({"spacing", "vae", "variation_seed", "width", "height"})
 _SOURCES = ("init_image", "mask")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSource:
-    """An input picture, named by its content: SHA-256 of the file, size in pixels, and where it was last seen."""
-
-    sha256: str
-    width: int
-    height: int
-    path: str | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise InvalidRequest(f"an input picture's sha256 {self.sha256!r} must be 64 hexadecimal digits, lower case")
-        for name in ("width", "height"):
-            _check_integer(f"an input picture's {name}", getattr(self, name), 1, 2**31 - 1)
-        if self.path is not None:
-            _check_text("an input picture's path", self.path)
-
-    @classmethod
-    def from_dict(cls, values: object) -> Self:
-        """From plain JSON values. `InvalidRequest` on a missing, unknown or mistyped field."""
-        if not isinstance(values, dict):
-            raise InvalidRequest(f"an input picture is an object of fields, not {type(values).__name__}")
-        fields = {"sha256", "width", "height", "path"}
-        wrong = sorted(map(str, (set(values) - fields) | (fields - {"path"} - set(values))))
-        if wrong:
-            raise InvalidRequest(f"an input picture has fields sha256, width, height and path: see {wrong[0]!r}")
-        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from PIL import Image, features
 
 from sfumato.errors import InvalidRequest, OutputError
 from sfumato.files import write_bytes
-from sfumato.pipeline.images import Pixels
+from sfumato.pictures.pixels import Pixels
 from sfumato.pipeline.metadata import exif_block, png_text, xmp_packet
 from sfumato.pipeline.provenance import Provenance
 

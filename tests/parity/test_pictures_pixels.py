@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sfumato.errors import InvalidRequest, NumericalError
-from sfumato.pipeline.images import (
+from sfumato.pictures.pixels import (
     fitting_size,
     identical,
     mask_to_latents,

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.images import Pixels
+from sfumato.pictures.pixels import Pixels
 
 _PAPER = (255, 255, 255)
 _INK = (32, 33, 36)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.request import ImageSource
+from sfumato.pictures.source import ImageSource
 
 # Pillow logs what is wrong with a file besides raising it; with no handler Python would print that on stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())

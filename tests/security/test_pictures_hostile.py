@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline import picture_files
-from sfumato.pipeline.images import picture_to_tensor
-from sfumato.pipeline.picture_files import decode_picture, locate, open_picture
-from sfumato.pipeline.request import ImageSource
+from sfumato.pictures.opening import decode_picture, locate, open_picture
+from sfumato.pictures.pixels import picture_to_tensor
+from sfumato.pictures.source import ImageSource
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *["AVIF"] * features.check("avif")]
 
@@ -83,7 +82,7 @@ def test_a_bomb_in_a_text_chunk_is_refused() -> None:
 
 
 def test_a_file_above_the_limit_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_files, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(opening, "MAX_BYTES", 2**20)
     path = tmp_path / "large.png"
     with path.open("wb") as file:
         file.truncate(2**20 + 1)
