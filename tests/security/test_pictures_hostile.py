@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from sfumato.errors import InvalidRequest
+from sfumato.pictures import opening
 from sfumato.pictures.opening import decode_picture, locate, open_picture
 from sfumato.pictures.pixels import picture_to_tensor
 from sfumato.pictures.source import ImageSource
