@@ -1,4 +1,4 @@
-"""The task "autoencoder": pictures to latents and back."""
+"""The task "autoencoder": pictures to latents and back (Rombach et al. 2022, section 3.1 and appendix G)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,172 +17,189 @@ from sfumato.errors import InvalidConfig
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.train.config import RunConfig
 from sfumato.train.draws import Draws
+from sfumato.train.equivariance import transformed
 from sfumato.train.losses.edges import edge_l1
 from sfumato.train.losses.kl import kl_to_unit_gaussian
+from sfumato.train.losses.lpips import Lpips, load_lpips
+from sfumato.train.losses.patchgan import PatchDiscriminator, adaptive_weight, frozen_logits, hinge_discriminator
 from sfumato.train.optimizers import ParameterGroup
 from sfumato.train.order import sample_index
+from sfumato.train.pixels import psnr, random_crop, scaled, to_bytes, write_sheet
 from sfumato.train.trainer import Batch
+
+_SHEET = 32  # held-out pictures drawn, each beside its reconstruction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoencoderLoss:
-    """Weights of the terms, each a mean over pictures and elements, so that they don't depend on the resolution."""
+    """Weights of the terms. Each is a mean over the batch and over its elements, or with `sums` a sum over a picture's,
+    as the reference code has it; there the L1 is 1, LPIPS 1, KL 1e-6 and the adversarial weight 0.5."""
 
+    sums: Annotated[bool, "terms are sums over a picture's elements; they depend on the resolution then"] = False
     l1: Annotated[float, "of |reconstruction - picture|"] = 1.0
     edges: Annotated[float, "of the L1 between their gradients"] = 0.5
     edge_scales: Annotated[int, "octaves of the gradients"] = 3
-    kl: Annotated[float, "of the divergence of the latents from a unit Gaussian, a latent element"] = 3e-4
-    equivariant: Annotated[
-        float, "share of each batch decoded from scaled or turned latents (EQ-VAE, Kouzelis et al. 2025), 0 to below 1"
-    ] = 0.0
+    lpips: Annotated[float, "of the LPIPS distance; 0 leaves it out"] = 0.0
+    lpips_vgg: Annotated[str, "file with torchvision's VGG16 weights"] = ""
+    lpips_heads: Annotated[str, "file with LPIPS' linear heads"] = ""
+    learned_scale: Annotated[bool, "divide the reconstruction's terms by exp(s), and add s, which is learned"] = False
+    kl: Annotated[float, "of the divergence of the latents from a unit Gaussian"] = 3e-4
+    equivariant: Annotated[float, "share of each batch decoded from scaled or turned latents (EQ-VAE)"] = 0.0
+    adversarial: Annotated[float, "of the critic's judgement, times the adaptive weight; 0 for no critic"] = 0.0
+    adversarial_from: Annotated[int, "first step, from 0, with the critic"] = 50_001
+    adversarial_channels: Annotated[int, "of the critic's first layer"] = 64
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.equivariant < 1.0:
             raise InvalidConfig(f"loss.equivariant = {self.equivariant} must be from 0 to below 1")
+        if self.lpips and not (self.lpips_vgg and self.lpips_heads):
+            raise InvalidConfig("loss.lpips needs loss.lpips_vgg and loss.lpips_heads: nothing is downloaded")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoencoderTraining:
-    """All options of `train autoencoder`."""
+    """All options of training an autoencoder."""
 
-    crop: Annotated[int, "side of the square cut from each picture at random, pixels"] = 128
-    first_logvar: Annotated[float, "of the latents' posterior in the first weights: near 0 the noise hides them"] = -6.0
+    crop: Annotated[int, "side of the square cut from each picture at random, pixels"] = 256
+    first_logvar: Annotated[float, "of the posterior in the first weights: near 0 its noise hides the picture"] = 0.0
     run: Annotated[RunConfig, "how the run is conducted"] = field(default_factory=RunConfig)
     model: Annotated[AutoencoderConfig, "the autoencoder's shape"] = field(default_factory=AutoencoderConfig)
     loss: Annotated[AutoencoderLoss, "what is minimised"] = field(default_factory=AutoencoderLoss)
 
     def __post_init__(self) -> None:
-        if self.crop < 1 or self.crop % self.model.factor:
-            raise InvalidConfig(
-                f"crop = {self.crop} must be a multiple of {self.model.factor}, the autoencoder's factor"
-            )
+        factor = self.model.factor
+        if self.crop < 1 or self.crop % factor:
+            raise InvalidConfig(f"crop = {self.crop} must be a multiple of {factor}, the autoencoder's factor")
+
+
+class TrainedAutoencoder(nn.Module):
+    """The autoencoder, and what only its training has: the critic and the learned scale."""
+
+    def __init__(self, config: AutoencoderTraining) -> None:
+        super().__init__()
+        self.autoencoder = Autoencoder(config.model)
+        self.discriminator = PatchDiscriminator(config.loss.adversarial_channels) if config.loss.adversarial else None
+        self.log_scale = nn.Parameter(torch.zeros(())) if config.loss.learned_scale else None
 
 
 class AutoencoderTask:
-    """Reconstruct pictures of `dataset`; `held_out` are for validation only."""
+    """Reconstruct the pictures of `dataset`; `held_out` are for validation only."""
 
     def __init__(self, config: AutoencoderTraining, dataset: Dataset, held_out: Sequence[Image.Image] = ()) -> None:
         self.config, self.dataset = config, dataset
-        self.held_out = [to_pixels(picture) for picture in held_out]
+        self.held_out = [to_bytes(picture) for picture in held_out]
+        loss = config.loss
+        self.lpips: Lpips | None = load_lpips(Path(loss.lpips_vgg), Path(loss.lpips_heads)) if loss.lpips else None
 
     def build(self) -> nn.Module:
-        module = Autoencoder(self.config.model)
-        if isinstance(module.quant_conv, nn.Conv2d):
+        module = TrainedAutoencoder(self.config)
+        quant_conv = module.autoencoder.quant_conv
+        if self.config.first_logvar and isinstance(quant_conv, nn.Conv2d) and quant_conv.bias is not None:
             latent = self.config.model.latent_channels
-            bias = module.quant_conv.bias
-            assert bias is not None
             with torch.no_grad():
-                module.quant_conv.weight[latent:] *= 0.1
-                bias[latent:] = self.config.first_logvar
+                quant_conv.weight[latent:] *= 0.1
+                quant_conv.bias[latent:] = self.config.first_logvar
         return module
 
     def groups(self, module: nn.Module) -> Sequence[ParameterGroup]:
-        return [ParameterGroup("autoencoder", list(module.parameters()))]
+        assert isinstance(module, TrainedAutoencoder)
+        critic = [] if module.discriminator is None else list(module.discriminator.parameters())
+        known = set(critic)
+        rest = [parameter for parameter in module.parameters() if parameter not in known]
+        return [ParameterGroup("autoencoder", rest), *([ParameterGroup("discriminator", critic)] if critic else [])]
 
     def load(self, draws: Draws) -> Batch:
         seed, size = self.config.run.seed, len(self.dataset)
-        return {
-            "pictures": torch.stack(
-                [
-                    _crop(
-                        to_pixels(self.dataset.sample(sample_index(number, size, seed)).picture),
-                        self.config.crop,
-                        draws.generator("crop", number),
-                    )
-                    for number in draws.numbers
-                ]
+        pictures = [
+            random_crop(
+                to_bytes(self.dataset.sample(sample_index(number, size, seed)).picture),
+                self.config.crop,
+                draws.generator("crop", number),
             )
-        }
+            for number in draws.numbers
+        ]
+        return {"pictures": torch.stack(pictures)}
 
     def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
-        assert isinstance(module, Autoencoder)
+        assert isinstance(module, TrainedAutoencoder)
         weights = self.config.loss
         pictures = scaled(batch["pictures"])
         if self.config.run.channels_last:
             pictures = pictures.contiguous(memory_format=torch.channels_last)
-        posterior = module.encode(pictures)
+        posterior = module.autoencoder.encode(pictures)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         noise = draws.normal("posterior", mean.shape[1:]).to(mean.device)
         latents = mean + torch.exp(0.5 * logvar) * noise
-        turned = round(weights.equivariant * len(pictures))
-        pairs = [(latents[turned:], pictures[turned:])]
-        if turned:
-            pairs.append(_transformed(latents[:turned], pictures[:turned], module.config.factor, draws))
-        loss, measured = latents.new_zeros(()), {"l1": latents.new_zeros(()), "edges": latents.new_zeros(())}
-        for z, target in pairs:
-            output, share = module.decode(z).float(), len(z) / len(pictures)
-            terms = {"l1": (output - target).abs().mean(), "edges": edge_l1(output, target, weights.edge_scales)}
-            loss = loss + share * (weights.l1 * terms["l1"] + weights.edges * terms["edges"])
-            measured = {name: value + share * terms[name] for name, value in measured.items()}
-        kl = kl_to_unit_gaussian(mean, logvar).mean()
-        return loss + weights.kl * kl, {**measured, "kl": kl}
+        count = round(weights.equivariant * len(pictures))
+        pairs = [(latents[count:], pictures[count:])]
+        if count:
+            factor, generator = self.config.model.factor, draws.shared("equivariance")
+            pairs.append(transformed(latents[:count], pictures[:count], factor, generator))
+        outputs = [module.autoencoder.decode(z).float() for z, _ in pairs]
+        measured: dict[str, Tensor] = {}
+        for output, (_, target) in zip(outputs, pairs, strict=True):
+            share = len(target) / len(pictures)
+            for name, value in self._distances(output, target).items():
+                measured[name] = measured.get(name, 0.0) + share * value
+        reconstruction = sum((getattr(weights, name) * value for name, value in measured.items()), mean.new_zeros(()))
+        measured["kl"] = kl_to_unit_gaussian(mean, logvar).mean()
+        if module.log_scale is not None:
+            reconstruction = reconstruction / module.log_scale.exp() + module.log_scale
+            measured["log_scale"] = module.log_scale
+        if weights.sums:
+            reconstruction = reconstruction * pictures[0].numel()
+        loss = reconstruction + weights.kl * measured["kl"] * (mean[0].numel() if weights.sums else 1)
+        if module.discriminator is not None and draws.step >= weights.adversarial_from:
+            added, judged = self._adversarial(module, reconstruction, outputs[0], pairs[0][1])
+            loss, measured = loss + added, {**measured, **judged}
+        return loss, measured
+
+    def _distances(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The reconstruction's terms, by the names of their weights."""
+        terms = {
+            "l1": (output - target).abs().mean(),
+            "edges": edge_l1(output, target, self.config.loss.edge_scales),
+        }
+        if self.lpips is not None:
+            terms["lpips"] = self.lpips.to(output.device)(output, target).mean()
+        return terms
+
+    def _adversarial(
+        self, module: TrainedAutoencoder, reconstruction: Tensor, output: Tensor, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The autoencoder's and the critic's losses in one sum: neither has a gradient for the other's weights.
+
+        The reference code updates the critic after the autoencoder; here both answer to the same reconstruction.
+        """
+        discriminator = module.discriminator
+        assert discriminator is not None
+        fooled = -frozen_logits(discriminator, output).mean()
+        balance = adaptive_weight(reconstruction, fooled, module.autoencoder.decoder.conv_out.weight)
+        real, fake = discriminator(target), discriminator(output.detach())
+        critic = hinge_discriminator(real, fake)
+        loss = self.config.loss.adversarial * balance * fooled + critic
+        return loss, {
+            "adversarial": fooled,
+            "adaptive_weight": balance,
+            "discriminator": critic,
+            "logits_real": real.mean(),
+            "logits_fake": fake.mean(),
+        }
 
     @torch.no_grad()
     def validate(self, module: nn.Module, picture: Path) -> Mapping[str, float]:
-        """Mean PSNR over the held-out pictures (dB), and a sheet of pairs. The score is minus the PSNR."""
-        assert isinstance(module, Autoencoder)
+        """Mean PSNR over the held-out pictures (dB), and a sheet of them, each above its reconstruction. The score is
+        minus the PSNR."""
+        assert isinstance(module, TrainedAutoencoder)
         device = next(module.parameters()).device
-        psnrs, rows = [], []
+        psnrs, pairs = [], []
         for pixels in self.held_out:
             target = scaled(pixels[None].to(device))
-            output = module.decode(module.encode(target).mean).clamp(-1.0, 1.0)
+            output = module.autoencoder.decode(module.autoencoder.encode(target).mean).clamp(-1.0, 1.0)
             psnrs.append(psnr(output, target))
-            rows.append(torch.cat([target[0], output[0]], dim=1))
-        if rows:
-            _sheet(rows[:32], picture)
-        mean = sum(psnrs) / len(psnrs) if psnrs else math.nan
+            pairs.append(torch.cat([target[0], output[0]], dim=1))
+        if not psnrs:
+            return {}
+        write_sheet(pairs[:_SHEET], picture)
+        mean = math.fsum(psnrs) / len(psnrs)
         return {"psnr": mean, "score": -mean}
-
-
-def psnr(output: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pixels in [-1, 1]; infinite where they are equal."""
-    error = float(((output - target) / 2.0).square().mean())
-    return -10.0 * math.log10(error) if error else math.inf
-
-
-def to_pixels(picture: Image.Image) -> Tensor:
-    """(3, H, W) of bytes; transparent places are white."""
-    if picture.mode != "RGB":
-        layered = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        layered.alpha_composite(picture.convert("RGBA"))
-        picture = layered.convert("RGB")
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
-def scaled(pixels: Tensor) -> Tensor:
-    """Bytes to float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1.0
-
-
-def _crop(pixels: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """A random square of a picture at least that large."""
-    _, height, width = pixels.shape
-    if height < side or width < side:
-        raise InvalidConfig(f"a picture of {width}×{height} is smaller than crop = {side}: lower it, or leave it out")
-    top = int(torch.randint(height - side + 1, (), generator=generator))
-    left = int(torch.randint(width - side + 1, (), generator=generator))
-    return pixels[:, top : top + side, left : left + side]
-
-
-def _transformed(latents: Tensor, pictures: Tensor, factor: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Both sides of EQ-VAE's constraint under one random transform: scaled by s in [¼, 1), or turned by quarters.
-
-    The scales are those whose pictures are whole latent cells wide. One transform a step keeps the batch one tensor.
-    """
-    generator = draws.shared("equivariance")
-    side = latents.shape[-1]
-    turns = int(torch.randint(4, (), generator=generator))
-    cells = int(torch.randint(max(side // 4, 1), side + 1, (), generator=generator))
-    if cells < side:
-        latents = F.interpolate(latents, size=(cells, cells), mode="bilinear", antialias=True)
-        pictures = F.interpolate(pictures, size=(cells * factor, cells * factor), mode="bilinear", antialias=True)
-    return latents.rot90(turns, (-2, -1)), pictures.rot90(turns, (-2, -1))
-
-
-def _sheet(rows: Sequence[Tensor], path: Path) -> None:
-    """Write pictures (3, H, W) in [-1, 1], eight a row, as a PNG."""
-    blank = torch.ones_like(rows[0])
-    padded = [*rows, *[blank] * (-len(rows) % 8)]
-    grid = torch.cat([torch.cat(padded[i : i + 8], dim=2) for i in range(0, len(padded), 8)], dim=1)
-    array = ((grid + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    Image.fromarray(array).save(path)

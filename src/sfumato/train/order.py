@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
-
-_ROUNDS = 6
+from sfumato.data.permutation import order_key, permuted
 
 
 def sample_index(number: int, size: int, seed: int) -> int:
@@ -14,23 +11,4 @@ def sample_index(number: int, size: int, seed: int) -> int:
     Every epoch visits each of `size` samples once, in an order of its own.
     """
     epoch, position = divmod(number, size)
-    return permuted(position, size, hashlib.blake2b(struct.pack("<qq", seed, epoch), digest_size=16).digest())
-
-
-def permuted(position: int, size: int, key: bytes) -> int:
-    """Where a permutation of `range(size)`, chosen by `key`, sends `position`.
-
-    A balanced Feistel network over the next even number of bits (Luby & Rackoff 1988), walked until it lands inside
-    the range (Black & Rogaway 2002): the order of a billion samples takes no memory.
-    """
-    half = ((size - 1).bit_length() + 1) // 2
-    mask = (1 << half) - 1
-    value = position
-    while True:
-        left, right = value >> half, value & mask
-        for i in range(_ROUNDS):
-            digest = hashlib.blake2b(struct.pack("<BQ", i, right), digest_size=8, key=key).digest()
-            left, right = right, left ^ int.from_bytes(digest, "little") & mask
-        value = left << half | right
-        if value < size:
-            return value
+    return permuted(position, size, order_key("epoch", seed, epoch))

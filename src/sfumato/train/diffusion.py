@@ -1,0 +1,202 @@
+"""The task "diffusion": predict the noise in a latent from its caption (Ho et al. 2020; Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.diffusion.guidance import guide
+from sfumato.diffusion.noise import cpu_noise
+from sfumato.diffusion.sampling import enter, plan
+from sfumato.diffusion.sampling import run as walk
+from sfumato.errors import InvalidConfig
+from sfumato.models.clip_text import ClipText, ClipTextConfig
+from sfumato.models.unet import UNet, UNetConfig
+from sfumato.prompt.tokenizer import Tokenizer
+from sfumato.train.captions import drawn_caption, token_window
+from sfumato.train.config import RunConfig
+from sfumato.train.draws import Draws
+from sfumato.train.latents import LatentDataset
+from sfumato.train.noise_levels import NoiseConfig, noise_levels
+from sfumato.train.optimizers import ParameterGroup
+from sfumato.train.order import sample_index
+from sfumato.train.pixels import write_sheet
+from sfumato.train.trainer import Batch
+
+_PROBES = 8  # noise levels at which a held-out sample is measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusionTraining:
+    """All options of training a latent diffusion model. Defaults are Stable Diffusion v1's."""
+
+    scaling_factor: Annotated[float, "latents are multiplied by it"] = 0.18215
+    caption_dropout: Annotated[float, "share of samples trained with an empty caption"] = 0.1
+    text_rate: Annotated[float, "the text encoder's learning rate as a share of the UNet's; 0 freezes it"] = 0.0
+    sample_steps: Annotated[int, "DDIM steps of the pictures drawn at validation"] = 25
+    sample_guidance: Annotated[float, "their guidance scale"] = 5.0
+    run: Annotated[RunConfig, "how the run is conducted"] = field(default_factory=RunConfig)
+    noise: Annotated[NoiseConfig, "the noise and the weight of its levels"] = field(default_factory=NoiseConfig)
+    unet: Annotated[UNetConfig, "the UNet's shape"] = field(default_factory=UNetConfig)
+    text_encoder: Annotated[ClipTextConfig, "the text encoder's shape"] = field(default_factory=ClipTextConfig)
+
+    def __post_init__(self) -> None:
+        if self.unet.context_dim != self.text_encoder.width:
+            raise InvalidConfig(
+                f"unet.context_dim = {self.unet.context_dim} must be text_encoder.width = {self.text_encoder.width}"
+            )
+        if not 0.0 <= self.caption_dropout <= 1.0:
+            raise InvalidConfig(f"caption_dropout = {self.caption_dropout} must be from 0 to 1")
+
+
+class LatentDiffusion(nn.Module):
+    """The two networks that turn a caption and noise into latents."""
+
+    def __init__(self, unet: UNet, text_encoder: ClipText) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """What is measured and drawn while training: samples held out, prompts, and the way from latents (B, C, h, w),
+    already divided by the scaling factor, to pictures (B, 3, H, W) in [-1, 1]."""
+
+    samples: LatentDataset
+    prompts: tuple[str, ...] = ()
+    decode: Callable[[Tensor], Tensor]
+
+
+class DiffusionTask:
+    """Denoise the latents of `dataset`."""
+
+    def __init__(
+        self,
+        config: DiffusionTraining,
+        dataset: LatentDataset,
+        tokenizer: Tokenizer,
+        validation: Validation | None = None,
+    ) -> None:
+        self.config, self.dataset, self.tokenizer, self.validation = config, dataset, tokenizer, validation
+        self.levels = noise_levels(config.noise)
+
+    def build(self) -> nn.Module:
+        return LatentDiffusion(UNet(self.config.unet), ClipText(self.config.text_encoder))
+
+    def groups(self, module: nn.Module) -> Sequence[ParameterGroup]:
+        assert isinstance(module, LatentDiffusion)
+        groups = [ParameterGroup("unet", list(module.unet.parameters()))]
+        if self.config.text_rate:
+            text = list(module.text_encoder.parameters())
+            groups.append(ParameterGroup("text_encoder", text, rate_scale=self.config.text_rate))
+        return groups
+
+    def load(self, draws: Draws) -> Batch:
+        seed, size = self.config.run.seed, len(self.dataset)
+        samples = [self.dataset.latents(sample_index(number, size, seed)) for number in draws.numbers]
+        noise = draws.normal("posterior", samples[0].mean.shape)
+        mean = torch.stack([sample.mean for sample in samples]).float()
+        logvar = torch.stack([sample.logvar for sample in samples]).float()
+        captions = [
+            drawn_caption(sample.captions, self.config.caption_dropout, draws.generator("caption", number))
+            for sample, number in zip(samples, draws.numbers, strict=True)
+        ]
+        return {
+            "latents": (mean + torch.exp(0.5 * logvar) * noise) * self.config.scaling_factor,
+            "tokens": torch.stack([token_window(self.tokenizer, caption) for caption in captions]),
+        }
+
+    def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+        assert isinstance(module, LatentDiffusion)
+        latents, config = batch["latents"], self.config.noise
+        shape, device = latents.shape[1:], latents.device
+        t = self._timesteps(draws)
+        noise = draws.normal("noise", shape)
+        if config.offset:
+            noise = noise + config.offset * draws.normal("offset", (shape[0], 1, 1))
+        shown = noise
+        if config.perturbation:
+            shown = noise + config.perturbation * draws.normal("perturbation", shape)
+        alphas = self.levels.alphas_cumprod[t].view(-1, 1, 1, 1).to(device)
+        noise, shown = noise.to(device), shown.to(device)
+        noisy = alphas.sqrt() * latents + (1.0 - alphas).sqrt() * shown
+        with contextlib.nullcontext() if self.config.text_rate else torch.no_grad():
+            context = module.text_encoder(batch["tokens"])
+        answer = module.unet(noisy, t.to(device), context).float()
+        error = (answer - TARGETS[config.prediction](latents, noise, alphas)).square().mean(dim=(1, 2, 3))
+        loss = (self.levels.weights[t].to(device) * error).mean()
+        return loss, {"error": error.mean()}
+
+    def _timesteps(self, draws: Draws) -> Tensor:
+        uniform = draws.uniform("timestep")
+        if self.config.noise.stratified:
+            batch = self.config.run.batch
+            uniform = (torch.tensor([number % batch for number in draws.numbers]) + uniform) / batch
+        return self.levels.timesteps(uniform)
+
+    @torch.no_grad()
+    def validate(self, module: nn.Module, picture: Path) -> Mapping[str, float]:
+        """The error on held-out samples over all noise levels, with their own captions and with each other's (the gap
+        is how much the text is heeded), and the prompts drawn. The score is the first."""
+        assert isinstance(module, LatentDiffusion)
+        if self.validation is None:
+            return {}
+        if self.validation.prompts:
+            write_sheet(list(self._draw(module, self.validation).clamp(-1.0, 1.0)), picture)
+        samples = [self.validation.samples.latents(i) for i in range(len(self.validation.samples))]
+        device = next(module.parameters()).device
+        latents = torch.stack([sample.mean for sample in samples]).float().to(device) * self.config.scaling_factor
+        tokens = torch.stack([token_window(self.tokenizer, sample.captions[0]) for sample in samples]).to(device)
+        context = module.text_encoder(tokens)
+        noise = cpu_noise(range(len(samples)))(tuple(latents.shape)).to(device)
+        totals = {"error": 0.0, "error_other_caption": 0.0}
+        count = len(self.levels.alphas_cumprod)
+        for i in range(_PROBES):
+            t = torch.full((len(samples),), (2 * i + 1) * count // (2 * _PROBES))
+            alphas = self.levels.alphas_cumprod[t].view(-1, 1, 1, 1).to(device)
+            target = TARGETS[self.config.noise.prediction](latents, noise, alphas)
+            noisy = alphas.sqrt() * latents + (1.0 - alphas).sqrt() * noise
+            for name, given in (("error", context), ("error_other_caption", context.roll(1, 0))):
+                answer = module.unet(noisy, t.to(device), given)
+                totals[name] += float((answer - target).square().mean()) / _PROBES
+        return {**totals, "score": totals["error"]}
+
+    def _draw(self, module: LatentDiffusion, validation: Validation) -> Tensor:
+        """The prompts as pictures (B, 3, H, W); the seeds are their positions."""
+        unet, config = self.config.unet, self.config
+        device = next(module.parameters()).device
+        windows = [token_window(self.tokenizer, prompt) for prompt in ("", *validation.prompts)]
+        states = module.text_encoder(torch.stack(windows).to(device))
+        count = len(validation.prompts)
+        contexts = (states[:1].expand(count, -1, -1), states[1:])
+
+        def answers(x: Tensor, t: float, which: tuple[int, ...]) -> Sequence[Tensor]:
+            timesteps = torch.full((count * len(which),), t, device=device)
+            context = torch.cat([contexts[i] for i in which])
+            out: Tensor = module.unet(torch.cat([x] * len(which)), timesteps, context)
+            return out.chunk(len(which))
+
+        route = plan(config.noise.schedule(), sampler="ddim", steps=config.sample_steps)
+        start = cpu_noise(range(count))((count, unet.in_channels, unet.sample_size, unet.sample_size)).to(device)
+        predict = guide(answers, scale=config.sample_guidance)
+        latents = walk(route, predict, enter(route, start), prediction=config.noise.prediction)
+        return validation.decode(latents / config.scaling_factor)
+
+
+def _epsilon(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
+    return noise
+
+
+def _velocity(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
+    """v = √ᾱ ε − √(1 − ᾱ) x0 (Salimans & Ho 2022, appendix D)."""
+    return alphas.sqrt() * noise - (1.0 - alphas).sqrt() * latents
+
+
+TARGETS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"epsilon": _epsilon, "v_prediction": _velocity}
+"""What the UNet should answer, from clean latents (B, C, h, w), noise alike and ᾱ (B, 1, 1, 1)."""
