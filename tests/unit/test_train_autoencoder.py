@@ -12,6 +12,7 @@ from PIL import Image
 
 from sfumato.errors import InvalidConfig
 from sfumato.models.autoencoder import AutoencoderConfig
+from sfumato.progress import Cancellation
 from sfumato.train.autoencoder import AutoencoderLoss, AutoencoderTask, AutoencoderTraining, TrainedAutoencoder
 from sfumato.train.config import OptimizerConfig, RunConfig
 from sfumato.train.draws import Draws
@@ -153,6 +154,28 @@ def test_eight_pictures_are_learned_by_heart(tmp_path: Path) -> None:
     outcome = train(task, config, tmp_path)
     assert task.validate(outcome.state.ema.module, tmp_path / "sheet.png")["psnr"] > 30.0
     assert Image.open(tmp_path / "validation" / "step-00000400.png").size == (8 * 8, 2 * 8)
+
+
+def test_the_whole_task_resumes_bit_for_bit_in_bfloat16(tmp_path: Path) -> None:
+    loss = AutoencoderLoss(
+        equivariant=0.5, learned_scale=True, adversarial=0.5, adversarial_from=1, adversarial_channels=4
+    )
+    options = tiny(loss, steps=4, precision="bfloat16", accumulate=2, workers=2)
+    config = dataclasses.replace(options, crop=32, swap_colours=0.5)
+    whole = train(AutoencoderTask(config, Shapes(8, 32)), config, tmp_path / "whole").state.snapshot()
+    cancellation = Cancellation()
+
+    class Stopping(AutoencoderTask):
+        def loss(self, module, batch, draws):
+            cancellation.cancel()
+            return super().loss(module, batch, draws)
+
+    stopped = train(Stopping(config, Shapes(8, 32)), config, tmp_path / "parts", cancellation=cancellation)
+    assert stopped.state.step == 1
+    resumed = train(AutoencoderTask(config, Shapes(8, 32)), config, tmp_path / "parts")
+    assert resumed.finished
+    for name, tensor in resumed.state.snapshot().items():
+        assert torch.equal(tensor, whole[name]), name
 
 
 def test_the_config_comes_back_from_its_file(tmp_path: Path) -> None:

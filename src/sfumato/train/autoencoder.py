@@ -62,6 +62,7 @@ class AutoencoderTraining:
 
     crop: Annotated[int, "side of the square cut from each picture at random, pixels"] = 256
     first_logvar: Annotated[float, "of the posterior in the first weights: near 0 its noise hides the picture"] = 0.0
+    swap_colours: Annotated[float, "share of pictures whose colour channels are shuffled, for sets of few hues"] = 0.0
     run: Annotated[RunConfig, "how the run is conducted"] = field(default_factory=RunConfig)
     model: Annotated[AutoencoderConfig, "the autoencoder's shape"] = field(default_factory=AutoencoderConfig)
     loss: Annotated[AutoencoderLoss, "what is minimised"] = field(default_factory=AutoencoderLoss)
@@ -70,6 +71,8 @@ class AutoencoderTraining:
         factor = self.model.factor
         if self.crop < 1 or self.crop % factor:
             raise InvalidConfig(f"crop = {self.crop} must be a multiple of {factor}, the autoencoder's factor")
+        if not 0.0 <= self.swap_colours <= 1.0:
+            raise InvalidConfig(f"swap_colours = {self.swap_colours} must be from 0 to 1")
 
 
 class TrainedAutoencoder(nn.Module):
@@ -109,16 +112,15 @@ class AutoencoderTask:
         return [ParameterGroup("autoencoder", rest), *([ParameterGroup("discriminator", critic)] if critic else [])]
 
     def load(self, draws: Draws) -> Batch:
-        seed, size = self.config.run.seed, len(self.dataset)
-        pictures = [
-            random_crop(
-                to_bytes(self.dataset.sample(sample_index(number, size, seed)).picture),
-                self.config.crop,
-                draws.generator("crop", number),
-            )
-            for number in draws.numbers
-        ]
-        return {"pictures": torch.stack(pictures)}
+        return {"pictures": torch.stack([self._picture(draws, number) for number in draws.numbers])}
+
+    def _picture(self, draws: Draws, number: int) -> Tensor:
+        """One sample's square, (3, crop, crop) of bytes."""
+        index = sample_index(number, len(self.dataset), self.config.run.seed)
+        generator = draws.generator("picture", number)
+        pixels = random_crop(to_bytes(self.dataset.sample(index).picture), self.config.crop, generator)
+        swapped = float(torch.rand((), generator=generator)) < self.config.swap_colours
+        return pixels[torch.randperm(3, generator=generator)] if swapped else pixels
 
     def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         assert isinstance(module, TrainedAutoencoder)

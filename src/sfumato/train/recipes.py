@@ -1,0 +1,123 @@
+"""Recipes as stage graphs: what was trained from what, on which data, with which options.
+
+The numbers of `v1` are the model card's; what it leaves open has the values of the LDM code's configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from sfumato.errors import InvalidRequest
+from sfumato.models.autoencoder import AutoencoderConfig
+from sfumato.models.unet import UNetConfig
+from sfumato.train.autoencoder import AutoencoderLoss, AutoencoderTraining
+from sfumato.train.config import OptimizerConfig, RunConfig
+from sfumato.train.diffusion import DiffusionTraining
+
+Training = AutoencoderTraining | DiffusionTraining
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One training run. It starts from the averaged weights of the stage named by `start`, or from scratch."""
+
+    start: str | None = None
+    data: str
+    resolution: int
+    training: Training
+
+    @property
+    def samples(self) -> int:
+        """Pictures seen."""
+        return self.training.run.steps * self.training.run.batch
+
+
+Recipe = Mapping[str, Stage]
+
+_V1_RUN = RunConfig(
+    batch=2048,  # 32 machines × 8 devices × 4 samples × 2 accumulated
+    accumulate=2,
+    clip_norm=0.0,
+    ema_decay=0.9999,
+    optimizer=OptimizerConfig(kind="adamw", learning_rate=1e-4, warmup_steps=10_000, schedule="constant"),
+)
+
+
+def _v1(steps: int, data: str, *, resolution: int = 512, start: str | None = None, dropped: float = 0.0) -> Stage:
+    training = DiffusionTraining(
+        run=replace(_V1_RUN, steps=steps), unet=UNetConfig(sample_size=resolution // 8), caption_dropout=dropped
+    )
+    return Stage(start=start, data=data, resolution=resolution, training=training)
+
+
+_IMPROVED = "laion-improved-aesthetics: at least 512 x 512, aesthetics above 5.0, watermark probability below 0.5"
+
+V1: Recipe = {
+    "v1-1-256": _v1(237_000, "laion2B-en", resolution=256),
+    "v1-1": _v1(194_000, "laion-high-resolution: at least 1024 x 1024", start="v1-1-256"),
+    "v1-2": _v1(515_000, _IMPROVED, start="v1-1"),
+    "v1-3": _v1(195_000, _IMPROVED, start="v1-2", dropped=0.1),
+    "v1-4": _v1(225_000, "laion-aesthetics v2 5+", start="v1-2", dropped=0.1),
+}
+
+_POCKET_SQUARES = AutoencoderTraining(
+    crop=64,
+    first_logvar=-6.0,
+    swap_colours=0.3,
+    # one norm group: with few channels, more of them level out the colours they should tell apart
+    model=AutoencoderConfig(block_channels=(16, 32, 64, 128), layers_per_block=1, norm_groups=1, sample_size=128),
+    loss=AutoencoderLoss(l1=1.0, edges=0.5, edge_scales=3, kl=3e-4),
+    run=RunConfig(
+        seed=10,
+        steps=2600,
+        batch=16,
+        precision="bfloat16",
+        ema_decay=0.998,
+        validate_every=250,
+        optimizer=OptimizerConfig(learning_rate=3e-3, betas=(0.9, 0.98), weight_decay=1e-4, warmup_steps=100),
+    ),
+)
+
+_POCKET_WHOLE = replace(
+    _POCKET_SQUARES,
+    crop=128,
+    loss=replace(_POCKET_SQUARES.loss, equivariant=0.5),
+    run=replace(
+        _POCKET_SQUARES.run,
+        seed=11,
+        steps=6000,
+        batch=8,
+        ema_decay=0.999,
+        optimizer=replace(_POCKET_SQUARES.run.optimizer, learning_rate=2e-3),
+    ),
+)
+
+_POCKET_DECAY = replace(
+    _POCKET_WHOLE,
+    run=replace(
+        _POCKET_WHOLE.run,
+        seed=12,
+        steps=2000,
+        optimizer=replace(_POCKET_WHOLE.run.optimizer, schedule="linear", warmup_steps=0),
+    ),
+)
+
+_EMOJI = "scenes of the emoji set, its training part (sfumato.train.pocket)"
+
+POCKET: Recipe = {
+    "autoencoder-squares": Stage(data=_EMOJI, resolution=64, training=_POCKET_SQUARES),
+    "autoencoder-whole": Stage(start="autoencoder-squares", data=_EMOJI, resolution=128, training=_POCKET_WHOLE),
+    "autoencoder": Stage(start="autoencoder-whole", data=_EMOJI, resolution=128, training=_POCKET_DECAY),
+}
+
+RECIPES: Mapping[str, Recipe] = {"v1": V1, "pocket": POCKET}
+"""By name."""
+
+
+def lineage(recipe: Recipe, name: str) -> tuple[str, ...]:
+    """The stages that lead to `name`, the first one first, `name` last. `InvalidRequest` for one that isn't there."""
+    if name not in recipe:
+        raise InvalidRequest(f"no stage {name!r}: there are {', '.join(recipe)}")
+    start = recipe[name].start
+    return (name,) if start is None else (*lineage(recipe, start), name)
