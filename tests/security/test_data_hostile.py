@@ -86,6 +86,7 @@ def test_a_broken_header_within(tmp_path: Path) -> None:
         ([("a.txt", b"a cat")], "'a' has no picture"),
         ([("a.png", PICTURE), ("a.webp", PICTURE)], "two members"),
         ([("a.png", PICTURE), ("b.png", PICTURE), ("a.json", b"{}")], "'a'"),
+        ([("a.png", PICTURE), ("b.png", PICTURE), ("a.png", PICTURE)], "'a' comes twice"),
         ([("a.png", b"not a picture")], "'a'"),
         ([("a.png", PICTURE[:60])], "'a'"),
         ([("a.png", b"")], "'a'"),

@@ -21,7 +21,7 @@ from sfumato.data.emoji import EmojiSet, Subject, captions_of, open_emoji, split
 from sfumato.data.emoji_build import Package, codepoint, open_drawings, read_package
 from sfumato.data.nouns import noun, plural_of, with_article
 from sfumato.data.reports import licenses_of
-from sfumato.data.shard_writer import as_webp, write_shards
+from sfumato.data.shard_writer import as_stored, as_webp, write_shards
 from sfumato.data.streams import Stream
 from sfumato.errors import DataError
 
@@ -114,6 +114,15 @@ def test_samples_carry_captions_and_licences(emoji: EmojiSet) -> None:
         assert sample.picture.mode == "RGBA"
         assert emoji.subjects[index].index == index
     assert licenses_of(emoji) == {"CC0-1.0": {"drawn for a test"}}
+
+
+def test_of_two_pictures_with_one_key_only_the_first_is_a_subject(emoji: EmojiSet, tmp_path: Path) -> None:
+    twice = write_shards(emoji, as_stored(emoji), tmp_path / "set", name="x", indices=[3, 4, 3], samples_per_shard=2)
+    subjects = EmojiSet(twice).subjects
+    assert [(subject.key, subject.index) for subject in subjects] == [
+        (emoji.subjects[3].key, 0),
+        (emoji.subjects[4].key, 1),
+    ]
 
 
 def test_the_splits_are_disjoint_whole_and_fixed(emoji: EmojiSet) -> None:

@@ -99,6 +99,13 @@ def test_the_layout_of_img2dataset(tmp_path: Path) -> None:
     assert found.sample(1).captions == ()
 
 
+def test_captions_are_gathered_from_wherever_they_are(tmp_path: Path) -> None:
+    fields = json.dumps({"captions": ["a cat", " ", ""], "caption": " one cat ", "text": "a cat"}).encode()
+    members = [("a.png", pictures(1).picture_bytes(0)), ("a.json", fields), ("a.txt", b"\n one cat\nthe cat\n")]
+    write_tar(tmp_path / "00000.tar", members)
+    assert open_shards(tmp_path).record(0).captions == ("a cat", "one cat", "the cat")
+
+
 def test_threads_and_processes_read_the_same(shards: ShardSet) -> None:
     expected = [shards.sample(i).picture.tobytes() for i in range(25)]
     again = pickle.loads(pickle.dumps(shards))

@@ -25,11 +25,11 @@ def perceptual_hash(picture: Image.Image) -> Hash:
     """64 bits that scaling, compression and slight changes of brightness hardly alter (pHash, Zauner 2010).
 
     The picture on white, in gray, reduced to 32×32; of its cosine transform the 8×8 lowest frequencies, each compared
-    with their median (taken without the first, which is the mean brightness).
+    with their median.
     """
     gray = on_background(picture).convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     lowest = (_COSINES @ np.asarray(gray, np.float64) @ _COSINES.T).ravel()
-    bits = lowest > np.median(lowest[1:])
+    bits = lowest > np.median(lowest)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
