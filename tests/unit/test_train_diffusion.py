@@ -20,6 +20,7 @@ from sfumato.models.clip_text import DIFFUSERS as TEXT_LAYOUT
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
 from sfumato.prompt.tokenizer import Tokenizer
+from sfumato.train.caption_head import seen_positions
 from sfumato.train.captions import drawn_caption, token_window
 from sfumato.train.config import OptimizerConfig, RunConfig
 from sfumato.train.diffusion import TARGETS, DiffusionTask, DiffusionTraining, LatentDiffusion, Validation
@@ -162,6 +163,28 @@ def test_the_text_encoder_learns_when_it_has_a_rate(tmp_path: Path) -> None:
     assert moved == set(weights)
     assert [group["lr"] / group["rate_scale"] for group in outcome.state.optimizer.param_groups] == [2e-4, 2e-4]
     assert outcome.state.optimizer.param_groups[1]["lr"] == pytest.approx(0.3 * 2e-4)
+
+
+def test_the_caption_head_adds_its_share_and_teaches_the_text_encoder() -> None:
+    config = configured(text_rate=0.3, caption_head=0.5, components=4)
+    data = Posteriors()
+    task = DiffusionTask(config, data, TOKENIZER)
+    module = task.build()
+    assert isinstance(module, LatentDiffusion)
+    assert module.head is not None
+    module.head.fit(data.means)
+    draws = Draws(7, 0, range(4))
+    batch = task.load(draws)
+    loss, measured = task.loss(module, batch, draws)
+    torch.testing.assert_close(loss, measured["error"] + 0.5 * measured["unexplained"])
+    components = ((batch["latents"] / 0.18215).flatten(1) - module.head.mean) @ module.head.basis
+    states = module.text_encoder(batch["tokens"])
+    predicted = module.head(states, seen_positions(draws, 77))
+    torch.testing.assert_close(measured["unexplained"], F.mse_loss(predicted, components))
+    weights = set(module.head.parameters()) | set(module.text_encoder.parameters())
+    assert weights == set(task.groups(module)[1].parameters)
+    with pytest.raises(InvalidConfig, match="text_rate"):
+        configured(caption_head=0.5)
 
 
 def test_targets_are_diffusers() -> None:

@@ -75,7 +75,7 @@ class CancelAt(ToyTask):
         return super().loss(module, batch, draws)
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_cancelled_runs_go_on_where_they_stopped(tmp_path: Path, uninterrupted: Path, workers: int) -> None:
     config = toy_config(workers=workers, keep=1)
     for step in (0, 1, 13, 27):

@@ -53,7 +53,7 @@ class RunConfig:
     optimizer: Annotated[OptimizerConfig, "how the weights are changed"] = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "accumulate": 1, "workers": 0, "log_every": 1, "validate_every": 0, "keep": 1}
+        least = {"steps": 1, "batch": 1, "accumulate": 1, "workers": 1, "log_every": 1, "validate_every": 0, "keep": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must be at least {low}")

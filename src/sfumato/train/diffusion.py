@@ -19,6 +19,7 @@ from sfumato.errors import InvalidConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.prompt.tokenizer import Tokenizer
+from sfumato.train.caption_head import CaptionHead
 from sfumato.train.captions import drawn_caption, token_window
 from sfumato.train.config import RunConfig
 from sfumato.train.draws import Draws
@@ -39,6 +40,8 @@ class DiffusionTraining:
     scaling_factor: Annotated[float, "latents are multiplied by it"] = 0.18215
     caption_dropout: Annotated[float, "share of samples trained with an empty caption"] = 0.1
     text_rate: Annotated[float, "the text encoder's learning rate as a share of the UNet's; 0 freezes it"] = 0.0
+    caption_head: Annotated[float, "weight of predicting the latents from the caption alone; 0: not done"] = 0.0
+    components: Annotated[int, "principal components of the latents that it predicts"] = 256
     sample_steps: Annotated[int, "DDIM steps of the pictures drawn at validation"] = 25
     sample_guidance: Annotated[float, "their guidance scale"] = 5.0
     run: Annotated[RunConfig, "how the run is conducted"] = field(default_factory=RunConfig)
@@ -53,14 +56,16 @@ class DiffusionTraining:
             )
         if not 0.0 <= self.caption_dropout <= 1.0:
             raise InvalidConfig(f"caption_dropout = {self.caption_dropout} must be from 0 to 1")
+        if self.caption_head and not self.text_rate:
+            raise InvalidConfig("caption_head teaches the text encoder: set text_rate above 0, or caption_head to 0")
 
 
 class LatentDiffusion(nn.Module):
-    """The two networks that turn a caption and noise into latents."""
+    """The two networks that turn a caption and noise into latents, and the head that only training has."""
 
-    def __init__(self, unet: UNet, text_encoder: ClipText) -> None:
+    def __init__(self, unet: UNet, text_encoder: ClipText, head: CaptionHead | None = None) -> None:
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.unet, self.text_encoder, self.head = unet, text_encoder, head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +92,22 @@ class DiffusionTask:
         self.levels = noise_levels(config.noise)
 
     def build(self) -> nn.Module:
-        return LatentDiffusion(UNet(self.config.unet), ClipText(self.config.text_encoder))
+        """Random weights. The head's components come from the stage before (`TextTask`), with its text encoder."""
+        unet, text_encoder = UNet(self.config.unet), ClipText(self.config.text_encoder)
+        if not self.config.caption_head:
+            return LatentDiffusion(unet, text_encoder)
+        elements = self.config.unet.in_channels * self.config.unet.sample_size**2
+        return LatentDiffusion(
+            unet, text_encoder, CaptionHead(self.config.text_encoder.width, self.config.components, elements)
+        )
 
     def groups(self, module: nn.Module) -> Sequence[ParameterGroup]:
         assert isinstance(module, LatentDiffusion)
         groups = [ParameterGroup("unet", list(module.unet.parameters()))]
         if self.config.text_rate:
             text = list(module.text_encoder.parameters())
+            if module.head is not None:
+                text += module.head.parameters()
             groups.append(ParameterGroup("text_encoder", text, rate_scale=self.config.text_rate))
         return groups
 
@@ -131,7 +145,11 @@ class DiffusionTask:
         answer = module.unet(noisy, t.to(device), context).float()
         error = (answer - TARGETS[config.prediction](latents, noise, alphas)).square().mean(dim=(1, 2, 3))
         loss = (self.levels.weights[t].to(device) * error).mean()
-        return loss, {"error": error.mean()}
+        measured = {"error": error.mean()}
+        if module.head is not None:
+            measured["unexplained"] = module.head.loss(context.float(), latents / self.config.scaling_factor, draws)
+            loss = loss + self.config.caption_head * measured["unexplained"]
+        return loss, measured
 
     def _timesteps(self, draws: Draws) -> Tensor:
         uniform = draws.uniform("timestep")

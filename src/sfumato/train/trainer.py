@@ -141,7 +141,7 @@ class _Loop:
         self.values = to_values(config)
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep)
-        self.loaders = ThreadPoolExecutor(max(config.run.workers, 1), thread_name_prefix="samples")
+        self.loaders = ThreadPoolExecutor(config.run.workers, thread_name_prefix="samples")
         module = (start or _first_weights(task, config.run.seed)).to(device)
         if config.run.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
