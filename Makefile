@@ -34,7 +34,7 @@ demo: $(VENV)/.run
 	@$(BIN)/sfumato generate "a red heart" "rocket" "flag: Japan" "cat face" --out pictures --sheet --show
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check --quiet

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from command_line import Cli, Outcome
 
 from sfumato.cli.main import run
@@ -25,15 +23,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(work)
     return work
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The embedded model is too small for more to help, and beside other work they wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -6,27 +6,29 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, interpolate
 
 from sfumato.models.autoencoder import Autoencoder
 
-_SIDE = 16  # of the latents decoded once to learn the map from
+# The latents decoded once to learn the map from. Pictures are smooth: white noise would teach another map.
+_EXAMPLES, _COARSE, _SIDE = 8, 8, 16
 
 
 class Preview:
     """A linear map from a latent cell to its mean colour, fitted to the model's own decoder.
 
-    Works for every autoencoder, without constants found for one of them. Fitting decodes one small latent.
+    Works for every autoencoder, without constants found for one of them. Fitting decodes a few small latents.
     """
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         config = autoencoder.config
         generator = torch.Generator().manual_seed(0)
-        latents = torch.randn((1, config.latent_channels, _SIDE, _SIDE), generator=generator)
+        coarse = torch.randn((_EXAMPLES, config.latent_channels, _COARSE, _COARSE), generator=generator)
+        latents = interpolate(coarse, size=(_SIDE, _SIDE), mode="bilinear")
         with torch.inference_mode():
             decoded = autoencoder.decode((latents / config.scaling_factor).to(autoencoder.decoder.conv_in.weight))
-        colours = avg_pool2d(decoded.float().cpu().clamp(-1, 1), config.factor)  # (1, 3, side, side)
-        cells = torch.cat([_cells(latents), torch.ones(_SIDE * _SIDE, 1)], dim=1)
+        colours = avg_pool2d(decoded.float().cpu().clamp(-1, 1), config.factor)  # (examples, 3, side, side)
+        cells = torch.cat([_cells(latents), torch.ones(_EXAMPLES * _SIDE * _SIDE, 1)], dim=1)
         self.matrix = torch.linalg.lstsq(cells, _cells(colours)).solution  # (latent_channels + 1, 3)
 
     def __call__(self, latents: Tensor) -> Image.Image:
@@ -38,5 +40,5 @@ class Preview:
 
 
 def _cells(maps: Tensor) -> Tensor:
-    """(1, C, h, w) → (h·w, C)"""
-    return maps[0].flatten(1).T
+    """(B, C, h, w) → (B·h·w, C)"""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
