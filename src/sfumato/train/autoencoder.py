@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,8 +20,9 @@ from sfumato.train.config import RunConfig
 from sfumato.train.draws import Draws
 from sfumato.train.equivariance import transformed
 from sfumato.train.losses.edges import edge_l1
+from sfumato.train.losses.efficientnet import load_efficientnet, packaged_weights
 from sfumato.train.losses.kl import kl_to_unit_gaussian
-from sfumato.train.losses.lpips import Lpips, load_lpips
+from sfumato.train.losses.lpips import load_lpips
 from sfumato.train.losses.patchgan import PatchDiscriminator, adaptive_weight, frozen_logits, hinge_discriminator
 from sfumato.train.optimizers import ParameterGroup
 from sfumato.train.order import sample_index
@@ -37,11 +39,14 @@ class AutoencoderLoss:
 
     sums: Annotated[bool, "terms are sums over a picture's elements; they depend on the resolution then"] = False
     l1: Annotated[float, "of |reconstruction - picture|"] = 1.0
+    coarse: Annotated[float, "of the L1 between the means over latent cells: colours are found sooner"] = 0.0
     edges: Annotated[float, "of the L1 between their gradients"] = 0.5
     edge_scales: Annotated[int, "octaves of the gradients"] = 3
     lpips: Annotated[float, "of the LPIPS distance; 0 leaves it out"] = 0.0
     lpips_vgg: Annotated[str, "file with torchvision's VGG16 weights"] = ""
     lpips_heads: Annotated[str, "file with LPIPS' linear heads"] = ""
+    features: Annotated[float, "of the distance in EfficientNet-Lite0's features; 0 leaves it out"] = 0.0
+    features_file: Annotated[str, "its weights; empty for those of the extra's package"] = ""
     learned_scale: Annotated[bool, "divide the reconstruction's terms by exp(s), and add s, which is learned"] = False
     kl: Annotated[float, "of the divergence of the latents from a unit Gaussian"] = 3e-4
     equivariant: Annotated[float, "share of each batch decoded from scaled or turned latents (EQ-VAE)"] = 0.0
@@ -91,8 +96,7 @@ class AutoencoderTask:
     def __init__(self, config: AutoencoderTraining, dataset: Dataset, held_out: Sequence[Image.Image] = ()) -> None:
         self.config, self.dataset = config, dataset
         self.held_out = [to_bytes(picture) for picture in held_out]
-        loss = config.loss
-        self.lpips: Lpips | None = load_lpips(Path(loss.lpips_vgg), Path(loss.lpips_heads)) if loss.lpips else None
+        self.networks = _networks(config.loss)
 
     def build(self) -> nn.Module:
         module = TrainedAutoencoder(self.config)
@@ -160,10 +164,11 @@ class AutoencoderTask:
         """The reconstruction's terms, by the names of their weights."""
         terms = {
             "l1": (output - target).abs().mean(),
+            "coarse": F.avg_pool2d(output - target, self.config.model.factor).abs().mean(),
             "edges": edge_l1(output, target, self.config.loss.edge_scales),
         }
-        if self.lpips is not None:
-            terms["lpips"] = self.lpips.to(output.device)(output, target).mean()
+        for name, network in self.networks.items():
+            terms[name] = network.to(output.device)(output, target).mean()
         return terms
 
     def _adversarial(
@@ -205,3 +210,14 @@ class AutoencoderTask:
         write_sheet(pairs[:_SHEET], picture)
         mean = math.fsum(psnrs) / len(psnrs)
         return {"psnr": mean, "score": -mean}
+
+
+def _networks(loss: AutoencoderLoss) -> dict[str, nn.Module]:
+    """The fixed networks whose distances count, by the names of their weights."""
+    networks: dict[str, nn.Module] = {}
+    if loss.lpips:
+        networks["lpips"] = load_lpips(Path(loss.lpips_vgg), Path(loss.lpips_heads))
+    if loss.features:
+        path = Path(loss.features_file) if loss.features_file else packaged_weights()
+        networks["features"] = load_efficientnet(path)
+    return networks

@@ -67,7 +67,7 @@ _POCKET_SQUARES = AutoencoderTraining(
     swap_colours=0.3,
     # one norm group: with few channels, more of them level out the colours they should tell apart
     model=AutoencoderConfig(block_channels=(16, 32, 64, 128), layers_per_block=1, norm_groups=1, sample_size=128),
-    loss=AutoencoderLoss(l1=1.0, edges=0.5, edge_scales=3, kl=3e-4),
+    loss=AutoencoderLoss(l1=1.0, coarse=2.0, edges=0.5, edge_scales=3, kl=3e-4),
     run=RunConfig(
         seed=10,
         steps=2600,

@@ -57,6 +57,11 @@ class TrainState:
         return {parameter: name for name, parameter in self.module.named_parameters()}
 
 
+def averaged_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged weights among a checkpoint's tensors, by their names in the module."""
+    return _within(tensors, _EMA)
+
+
 def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 

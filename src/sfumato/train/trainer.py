@@ -37,6 +37,7 @@ logger = logging.getLogger("sfumato")
 Batch = dict[str, Tensor]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CHECKPOINTS = "checkpoints"  # within a run's folder
 _AHEAD = 2  # batches prepared while one is computed
 
 
@@ -140,7 +141,7 @@ class _Loop:
         self.cancellation = cancellation
         self.values = to_values(config)
         folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep)
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep)
         self.loaders = ThreadPoolExecutor(config.run.workers, thread_name_prefix="samples")
         module = (start or _first_weights(task, config.run.seed)).to(device)
         if config.run.channels_last:
@@ -153,7 +154,7 @@ class _Loop:
         saved = self.checkpoints.newest()
         if saved is not None:
             self._resume(saved)
-        write_text(folder / "config.toml", to_toml(config), overwrite=True)
+        self._write_config(to_toml(config))
         self.metrics = MetricsLog(folder / "metrics.jsonl", after=self.state.step)
 
     def __enter__(self) -> _Loop:
@@ -193,6 +194,11 @@ class _Loop:
             self._save()
         self.checkpoints.wait()
         return Outcome(state=self.state, finished=self.state.step >= config.steps)
+
+    def _write_config(self, text: str) -> None:
+        path = self.folder / "config.toml"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text, overwrite=True)
 
     def _load(self, step: int) -> list[tuple[Batch, Draws]]:
         """The micro-batches of a step."""
