@@ -229,7 +229,7 @@ def test_the_first_names_of_the_input_pictures(pipe: StableDiffusionPipeline) ->
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1 pictures"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
 )
 def test_what_a_call_cannot_do_is_named(pipe: StableDiffusionPipeline, options: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
