@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError, ModelNotFound
 from sfumato.train.checkpoints import Checkpoints
 from sfumato.train.state import averaged_weights
-from sfumato.train.trainer import CHECKPOINTS, Task
+from sfumato.train.trainer import CHECKPOINTS, Task, first_weights
 
 
 def weights_of_run(folder: Path) -> dict[str, Tensor]:
@@ -27,9 +26,7 @@ def first_module(task: Task, weights: Mapping[str, Tensor], seed: int) -> nn.Mod
 
     `CheckpointError` where a weight has no place in the module, or another shape there.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = task.build()
+    module = first_weights(task, seed)
     own = module.state_dict()
     for name, tensor in sorted(weights.items()):
         if name not in own or own[name].shape != tensor.shape:

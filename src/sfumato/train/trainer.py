@@ -105,6 +105,13 @@ def train(
         return loop.run(None if minutes is None else time.monotonic() + 60.0 * minutes)
 
 
+def first_weights(task: Task, seed: int) -> nn.Module:
+    """The task's module with the random weights that `seed` decides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return task.build()
+
+
 @contextlib.contextmanager
 def stopping_on_signals(cancellation: Cancellation) -> Iterator[None]:
     """Within this, Ctrl-C and SIGTERM ask training to stop with a checkpoint; a second Ctrl-C stops it at once."""
@@ -143,7 +150,7 @@ class _Loop:
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep)
         self.loaders = ThreadPoolExecutor(config.run.workers, thread_name_prefix="samples")
-        module = (start or _first_weights(task, config.run.seed)).to(device)
+        module = (start or first_weights(task, config.run.seed)).to(device)
         if config.run.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.groups = task.groups(module)
@@ -289,12 +296,6 @@ class _Loop:
         self.state.restore(saved.tensors, saved.step)
         self.score = saved.score
         logger.info("going on after step %d, from %s", saved.step, saved.path)
-
-
-def _first_weights(task: Task, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return task.build()
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
