@@ -57,6 +57,23 @@ def test_the_plain_loss_is_l1_plus_kl_by_hand() -> None:
     torch.testing.assert_close(summed, l1 * 3 * 16 * 16 + 0.01 * kl * 4 * 8 * 8)
 
 
+def test_every_term_counts_by_its_weight_and_the_coarse_one_is_of_cell_means() -> None:
+    config = tiny(AutoencoderLoss(l1=0.7, coarse=2.0, edges=0.3, kl=0.01))
+    task = AutoencoderTask(config, Shapes(8, 16))
+    module = task.build()
+    assert isinstance(module, TrainedAutoencoder)
+    draws = Draws(0, 0, range(4))
+    batch = task.load(draws)
+    loss, measured = task.loss(module, batch, draws)
+    weights = {"l1": 0.7, "coarse": 2.0, "edges": 0.3, "kl": 0.01}
+    expected = sum(weight * measured[name] for name, weight in weights.items())
+    torch.testing.assert_close(loss, expected)
+    posterior = module.autoencoder.encode(scaled(batch["pictures"]))
+    output = module.autoencoder.decode(posterior.sample(draws.normal("posterior", (4, 8, 8))))
+    cells = (output - scaled(batch["pictures"])).reshape(4, 3, 8, 2, 8, 2).mean(dim=(3, 5))
+    torch.testing.assert_close(measured["coarse"], cells.abs().mean())
+
+
 def test_the_critic_starts_when_told_and_both_sides_move(tmp_path: Path) -> None:
     loss = AutoencoderLoss(adversarial=0.5, adversarial_from=3, adversarial_channels=4)
     config = dataclasses.replace(tiny(loss, steps=3, batch=2), crop=32)
