@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +35,7 @@ _REASONS = {
 }
 # Inside the caller's block only these can be about our file; any other OSError is about something the caller read.
 _WHILE_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # some network shares
 
 
 def plain_name(name: str, *, what: str = "name") -> str:
@@ -124,6 +126,38 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` during the block: one thread of one process at a time, the others wait.
+
+    The system lets go of it when a process dies. The empty file stays, since whoever waits has it open. A file system
+    that has no locks is used without. Raises `OutputError` where the file can't be made.
+    """
+    with _naming(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with _naming(path):
+            _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     with _naming(path):
         if path.is_dir():
@@ -165,7 +199,10 @@ def _exchange(temporary: Path, path: Path) -> None:
         old.rename(path)
         raise
     _sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.is_symlink():  # only the name was replaced: what it pointed to is not ours to delete
+        old.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -225,3 +228,56 @@ def test_where_the_library_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert store.data_dir() == tmp_path / ".local" / "share" / "sfumato"
+
+
+def test_threads_that_add_models_at_once_lose_none(weights: Path) -> None:
+    names = [f"model-{i}" for i in range(16)]
+    together = threading.Barrier(len(names))
+
+    def add(name: str) -> None:
+        together.wait()
+        store.add(weights, name=name)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(add, names))
+    assert set(registry.read_records()) == set(names)
+
+
+def test_processes_that_change_the_list_at_once_lose_nothing(weights: Path) -> None:
+    script = """
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from sfumato.weights.registry import Record, change_records
+sys.stdin.readline()
+for i in range(20):
+    name = f"{sys.argv[1]}-{i}"
+    change_records(lambda records: records.update({name: Record(name=name, path="x")}))
+"""
+    command = [sys.executable, "-c", script]
+    started = [subprocess.Popen([*command, str(i)], stdin=subprocess.PIPE, text=True) for i in range(3)]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in started:
+        process.communicate()
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert set(registry.read_records()) == {f"{i}-{j}" for i in range(3) for j in range(20)}
+
+
+def test_of_two_models_added_under_one_name_at_once_one_is_refused(
+    weights: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hash_files = registry.hash_files
+
+    def slow(path: Path) -> dict[str, str]:
+        monkeypatch.setattr(store, "hash_files", hash_files)
+        store.add(folder, name="mine")  # while the other is still hashed
+        return hash_files(path)
+
+    monkeypatch.setattr(store, "hash_files", slow)
+    with pytest.raises(InvalidRequest, match="'mine' is taken"):
+        store.add(weights, name="mine")
+    assert store.resolve("mine").path == folder

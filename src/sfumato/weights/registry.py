@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sfumato.errors import CheckpointError, InvalidConfig, InvalidRequest, OutputError
-from sfumato.files import plain_name, write_text
+from sfumato.files import locked, plain_name, write_text
 from sfumato.runtime import logger
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -56,13 +57,18 @@ def read_records() -> dict[str, Record]:
 
 
 def change_records(change: Callable[[dict[str, Record]], None]) -> None:
-    """Apply `change` to the records as they are now on disk, and write them back."""
-    records = read_records()
-    change(records)
-    models = {}
-    for name, record in sorted(records.items()):
-        models[name] = {key: value for key, value in asdict(record).items() if key != "name" and value}
-    _write_json(data_dir() / "models.json", {"version": _VERSION, "models": models})
+    """Apply `change` to the records as they are now on disk, and write them back; nobody else's change comes between.
+
+    What `change` raises leaves them as they were.
+    """
+    path = data_dir() / "models.json"
+    with _changing(path):
+        records = read_records()
+        change(records)
+        models = {}
+        for name, record in sorted(records.items()):
+            models[name] = {key: value for key, value in asdict(record).items() if key != "name" and value}
+        _write_json(path, {"version": _VERSION, "models": models})
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -110,19 +116,23 @@ def _hash(path: Path, *, fresh: bool) -> str:
     status = path.stat()
     key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
     store = data_dir() / "hashes.json"
-    try:
-        known = _read_json(store) or {}
-    except InvalidConfig:
-        known = {}  # only a cache: made anew
-    entry = known.get(key)
+    entry = _known_hashes(store).get(key)
     if not fresh and isinstance(entry, dict) and entry.get("stamp") == stamp and isinstance(entry.get("sha256"), str):
         return str(entry["sha256"])
     digest = _sha256(path)
     try:
-        _write_json(store, known | {key: {"stamp": stamp, "sha256": digest}})
+        with _changing(store):
+            _write_json(store, _known_hashes(store) | {key: {"stamp": stamp, "sha256": digest}})
     except OutputError as error:
         logger.debug("hash of %s not remembered: %s", path, error)
     return digest
+
+
+def _known_hashes(store: Path) -> dict[str, Any]:
+    try:
+        return _read_json(store) or {}
+    except InvalidConfig:
+        return {}  # only a cache: made anew
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -137,9 +147,16 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+@contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    """The list at `path` is ours alone to read and write again; its folder is there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{path.parent}: can't be made: {error.strerror or error}; set SFUMATO_HOME") from error
+    with locked(path.with_suffix(".lock")):
+        yield
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", overwrite=True)

@@ -143,7 +143,7 @@ def pull(
     """
     hub_id = ALIASES.get(name, name)
     alias = next((alias for alias, known in ALIASES.items() if known == hub_id), hub_id.rpartition("/")[2])
-    _check_free(plain_name(alias, what="model name"), hub_id=hub_id)
+    _check_free(plain_name(alias, what="model name"), read_records(), hub_id=hub_id)
     snapshot = hub.download(hub_id, revision=revision, token=token, variant=variant, on_progress=on_progress)
     record = Record(
         name=alias,
@@ -152,7 +152,12 @@ def pull(
         revision=snapshot.revision,
         files=hash_files(snapshot.path),
     )
-    change_records(lambda records: records.update({record.name: record}))
+
+    def change(records: dict[str, Record]) -> None:
+        _check_free(alias, records, hub_id=hub_id)  # again: downloading and hashing took their time
+        records[alias] = record
+
+    change_records(change)
     return _from_record(record)
 
 
@@ -163,13 +168,20 @@ def add(path: Path, *, name: str | None = None, overwrite: bool = False) -> Mode
     """
     location = _at_path(path.expanduser())
     chosen = plain_name(name if name is not None else location.name, what="model name")
-    if not overwrite or chosen in _embedded():
-        _check_free(chosen, hub_id=None)
+    check = not overwrite or chosen in _embedded()
+    if check:
+        _check_free(chosen, read_records(), hub_id=None)
     files = hash_files(location.path)
     if not files:
         raise CheckpointError(f"{path}: has no weights ({', '.join(WEIGHT_SUFFIXES)})")
     record = Record(name=chosen, path=str(location.path), files=files)
-    change_records(lambda records: records.update({chosen: record}))
+
+    def change(records: dict[str, Record]) -> None:
+        if check:
+            _check_free(chosen, records, hub_id=None)  # again: hashing took its time
+        records[chosen] = record
+
+    change_records(change)
     return _from_record(record)
 
 
@@ -186,7 +198,11 @@ def remove(name: str, *, delete_files: bool = False) -> int:
     record = records[name]
     if delete_files and (record.hub_id is None or record.revision is None):
         raise InvalidRequest(f"model {name!r} was not downloaded by sfumato: delete {record.path} yourself")
-    change_records(lambda records: records.__delitem__(name))
+
+    def change(records: dict[str, Record]) -> None:
+        records.pop(name, None)  # gone meanwhile is as good
+
+    change_records(change)
     if not delete_files:
         return 0
     try:
@@ -299,9 +315,9 @@ def _at_path(path: Path) -> ModelLocation:
     raise ModelNotFound(f"{path}: no such file or folder; sfumato models list shows the models that have names")
 
 
-def _check_free(name: str, *, hub_id: str | None) -> None:
+def _check_free(name: str, records: Mapping[str, Record], *, hub_id: str | None) -> None:
     """Raise `InvalidRequest` if `name` is another model's."""
-    record = read_records().get(name)
+    record = records.get(name)
     if name in _embedded() or (record is not None and (hub_id is None or record.hub_id != hub_id)):
         raise InvalidRequest(f"model name {name!r} is taken: choose another with --name, or remove that one first")
 
