@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import NumericalError
+
+# Hooks sit on modules that other threads run too: one search at a time, and each hook heeds its own thread only.
+_SEARCHING = threading.Lock()
 
 
 def check_finite(value: Tensor, what: str, module: nn.Module, run: Callable[[], object]) -> None:
@@ -32,9 +36,12 @@ class _FoundError(Exception):
 def _first_bad_layer(module: nn.Module, run: Callable[[], object]) -> str | None:
     """The first leaf layer whose output isn't finite though its inputs are."""
     found: list[str] = []
+    searcher = threading.get_ident()
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if threading.get_ident() != searcher:
+                return
             if isinstance(output, Tensor) and not torch.isfinite(output).all():
                 if all(torch.isfinite(x).all() for x in inputs if isinstance(x, Tensor) and x.is_floating_point()):
                     found.append(name)
@@ -42,7 +49,7 @@ def _first_bad_layer(module: nn.Module, run: Callable[[], object]) -> str | None
 
         return hook
 
-    with ExitStack() as stack:
+    with _SEARCHING, ExitStack() as stack:
         for name, layer in module.named_modules():
             if not any(layer.children()):
                 stack.callback(layer.register_forward_hook(watch(name)).remove)
