@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,12 +25,32 @@ def pipeline() -> Pipeline:
     return load_pipeline("pocket", safety="off", watermark=False)
 
 
-def test_the_ends_are_what_the_requests_give_alone(pipeline: Pipeline) -> None:
-    frames = list(interpolate(pipeline, START, END, 3))
-    for frame, request in ((frames[0], START), (frames[-1], END)):
-        alone = pipeline.generate(request)
-        np.testing.assert_array_equal(np.asarray(frame.images[0]), np.asarray(alone.images[0]))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"sampler": "euler_ancestral", "steps": 3},
+        {"sampler": "dpmpp_sde", "steps": 3},
+        {"sampler": "ddim", "eta": 1.0, "noise": "cuda"},
+        {"variation_seed": 9, "variation_strength": 0.4},
+        {"upscale": 1.5, "upscale_strength": 0.5},
+        {"upscale": 1.5, "sampler": "euler_ancestral", "variation_seed": 9, "variation_strength": 0.4},
+    ],
+    ids=str,
+)
+def test_the_ends_are_what_the_requests_give_alone(pipeline: Pipeline, fields: dict[str, Any]) -> None:
+    start, end = START.replace(**fields), END.replace(**fields)
+    frames = list(interpolate(pipeline, start, end, 3))
+    for frame, request in ((frames[0], start), (frames[-1], end)):
+        assert frame.provenance == pipeline.generate(request).provenance
     assert [frame.requests[0].prompt for frame in (frames[0], frames[-1])] == ["red heart", "blue heart"]
+
+
+def test_what_the_last_prompt_lost_is_told_of_the_last_frame(pipeline: Pipeline) -> None:
+    end = START.replace(prompt="heart " * 90)
+    first, last = (frame.provenance[0].truncated for frame in interpolate(pipeline, START, end, 2))
+    assert (first, last) == ("", pipeline.generate(end).provenance[0].truncated)
+    assert last
 
 
 def test_a_frame_between_has_noise_on_the_sphere_and_contexts_on_the_line(pipeline: Pipeline) -> None:
@@ -84,6 +106,8 @@ def test_walks_that_cannot_be_are_refused(end: Request, frames: int, message: st
 def test_a_walk_starts_from_noise_and_between_prompts_of_one_kind(pipeline: Pipeline) -> None:
     with pytest.raises(InvalidRequest, match="init_image and mask don't go with a walk"):
         check_walk(START.replace(init_image=PICTURE), END.replace(init_image=PICTURE), 2)
+    with pytest.raises(InvalidRequest, match="noise 'generator' doesn't go with a walk"):
+        check_walk(START.replace(noise="generator"), END.replace(noise="generator"), 2)
     weighted = START.replace(prompt_syntax="weighted")
     with pytest.raises(InvalidRequest, match="equally many parts or windows"):
         next(interpolate(pipeline, weighted, weighted.replace(prompt="a cat AND a dog"), 2))

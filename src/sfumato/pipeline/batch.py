@@ -28,7 +28,7 @@ Generators = torch.Generator | Sequence[torch.Generator]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """What a batch starts from beside its prompts: a picture (1, 3, H, W) in [-1, 1] with a mask (1, 1, H, W), 1 to
-    repaint; or unit noise `latents` (B, C, h, w) in the place of what the seeds would draw."""
+    repaint; or unit noise `latents` (B, C, h, w), in the place of what the seeds would draw for the first pass."""
 
     picture: Tensor | None = None
     mask: Tensor | None = None
@@ -92,7 +92,7 @@ def generate_batch(batch: Batch, on_step: sampling.OnStep) -> Tensor:
     assert request.width and request.height
     strength = None if inputs.picture is None else request.strength
     picture = inputs.picture
-    images = decode(batch.model, _sample(batch, picture, inputs.mask, strength, on_step))
+    images = decode(batch.model, _sample(batch, picture, inputs.mask, strength, on_step, inputs.latents))
     mask = inputs.mask
     if request.upscale > 1.0:
         width, height = (round(side * request.upscale / 8) * 8 for side in (request.width, request.height))
@@ -107,9 +107,14 @@ def generate_batch(batch: Batch, on_step: sampling.OnStep) -> Tensor:
 
 
 def _sample(
-    batch: Batch, picture: Tensor | None, mask: Tensor | None, strength: float | None, on_step: sampling.OnStep
+    batch: Batch,
+    picture: Tensor | None,
+    mask: Tensor | None,
+    strength: float | None,
+    on_step: sampling.OnStep,
+    given: Tensor | None = None,
 ) -> Tensor:
-    """Scaled latents (B, C, h, w) of one pass."""
+    """Scaled latents (B, C, h, w) of one pass; `given` is its unit noise where the caller has some."""
     request, model = batch.request, batch.model
     plan = make_plan(model, request, strength)
     height, width = (request.height, request.width) if picture is None else picture.shape[2:]
@@ -120,7 +125,7 @@ def _sample(
     original = None
     if picture is not None and not (pure and model.inpaints):  # there nothing would look at it
         original = _encode(batch, picture)
-    noise = _starting_noise(batch, shape).to(model.device)
+    noise = _starting_noise(batch, shape, given).to(model.device)
     x = sampling.enter(plan, noise, None if pure else original)
     inpaint: Inpaint | None = None
     extra: Tensor | None = None
@@ -178,19 +183,27 @@ def guarded_predict(
     return guarded
 
 
-def _starting_noise(batch: Batch, shape: tuple[int, ...]) -> Tensor:
-    """Unit noise (B, C, h, w) float32 on the CPU: given, or each picture's own, moved towards its variation's."""
-    given = batch.inputs.latents
-    if given is not None:
-        if tuple(given.shape) != shape:
-            raise InvalidRequest(f"latents of shape {tuple(given.shape)} were given, this request needs {shape}")
-        return given.float()
-    noise = batch.draw(shape)
-    strength = batch.request.variation_strength
+def _starting_noise(batch: Batch, shape: tuple[int, ...], given: Tensor | None) -> Tensor:
+    """Unit noise (B, C, h, w) float32 on the CPU: given, or each picture's own."""
+    if given is None:
+        return draw_start(batch.requests, batch.draw, shape)
+    if tuple(given.shape) != shape:
+        raise InvalidRequest(f"latents of shape {tuple(given.shape)} were given, this request needs {shape}")
+    if batch.request.noise != "generator":
+        # A seed's next numbers must not repeat those it would have started with, which may be the ones given. A
+        # caller's generator isn't moved on: diffusers doesn't either.
+        batch.draw(shape)
+    return given.float()
+
+
+def draw_start(requests: Sequence[Request], draw: Draw, shape: tuple[int, ...]) -> Tensor:
+    """Unit noise (B, C, h, w) float32 on the CPU: the next of each picture's own, moved towards its variation's."""
+    noise = draw(shape)
+    strength = requests[0].variation_strength
     if strength == 0.0:
         return noise
-    seeds = [r.seed if r.variation_seed is None else r.variation_seed for r in batch.requests]
-    others = seeded_noise(batch.request.noise, seeds)(shape)
+    seeds = [r.seed if r.variation_seed is None else r.variation_seed for r in requests]
+    others = seeded_noise(requests[0].noise, seeds)(shape)
     return torch.stack([slerp(a, b, strength) for a, b in zip(noise, others, strict=True)])
 
 

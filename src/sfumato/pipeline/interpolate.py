@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.noise import seeded_noise
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.batch import slerp
+from sfumato.pipeline.batch import draw_start, noise_source, slerp
 from sfumato.pipeline.conditioning import Conditioning, encode_request, stackable
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 
@@ -29,6 +28,8 @@ def check_walk(start: Request, end: Request, frames: int) -> None:
         raise InvalidRequest(f"frames {frames} must be from 2, the two ends, to {MAX_FRAMES}")
     if start.init_image is not None or start.mask is not None:
         raise InvalidRequest("init_image and mask don't go with a walk between two pictures: leave them out")
+    if start.noise == "generator":
+        raise InvalidRequest("noise 'generator' doesn't go with a walk, whose ends are two seeds: use 'cpu' or 'cuda'")
     if start.replace(**{name: getattr(end, name) for name in _OWN_TO_AN_END}) != end:
         raise InvalidRequest("the two ends of a walk may differ in prompts and seed only")
 
@@ -45,7 +46,8 @@ def interpolate(
     """The frames of a walk, each as it is finished; the first and the last are what `start` and `end` give alone.
 
     Between them the starting noise moves on the sphere (Shoemake 1985), so that it stays noise, and the prompts'
-    contexts move in a straight line, as attention is linear in them. Raises `InvalidRequest` as `check_walk` does,
+    contexts move in a straight line, as attention is linear in them. What a sampler draws while it runs is the start's
+    seed's until the last frame. Raises `InvalidRequest` as `check_walk` does,
     and for prompts that don't take equally many windows.
     """
     check_walk(start, end, frames)
@@ -67,11 +69,12 @@ def interpolate(
 
 
 def _noise(pipeline: Pipeline, request: Request) -> Tensor:
-    """The unit noise (1, C, h, w) that the request's seed draws."""
+    """The unit noise (1, C, h, w) that the request starts from alone."""
     assert request.width and request.height
     config = pipeline.model.autoencoder.config
     shape = (1, config.latent_channels, request.height // config.factor, request.width // config.factor)
-    return seeded_noise(request.noise, (request.seed,))(shape)
+    draw, _ = noise_source((request,), None)
+    return draw_start((request,), draw, shape)
 
 
 def _slerp_exact(a: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -80,6 +83,8 @@ def _slerp_exact(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 
 def _between(a: Conditioning, b: Conditioning, weight: float) -> Conditioning:
+    if weight == 1.0:
+        return b
     contexts = tuple(torch.lerp(x, y, weight) for x, y in zip(a.contexts, b.contexts, strict=True))
     return Conditioning(contexts, a.weights, a.cut)
 
