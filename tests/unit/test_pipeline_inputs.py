@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import torch
 from PIL import Image
 
 from sfumato import Pipeline, Request, load_pipeline
-from sfumato.errors import InvalidConfig, InvalidRequest, ModelNotFound, NumericalError, SfumatoError, UnsafeContent
+from sfumato.errors import (
+    InvalidConfig,
+    InvalidRequest,
+    ModelNotFound,
+    NumericalError,
+    OutOfMemory,
+    SfumatoError,
+    UnsafeContent,
+)
 from sfumato.pictures.pixels import psnr
 from sfumato.safety.verdict import Verdict, judge
 from tiny_pipeline import reference_pipeline
@@ -191,6 +200,51 @@ def test_nan_in_the_weights_is_found_and_named(tmp_path: Path, part: str, value:
     reference.save_pretrained(tmp_path)
     with pytest.raises(NumericalError, match=rf"{model} .*first in its layer {layer}\b"):
         load_pipeline(tmp_path, device="cpu", safety="off").generate("crown", **FIELDS)
+
+
+def test_every_thread_that_meets_nan_is_told(tmp_path: Path) -> None:
+    layer, _ = BAD_LAYERS["unet"]
+    reference = reference_pipeline()
+    with torch.no_grad():
+        reference.unet.get_submodule(layer).weight[0, 0, 0, 0] = math.nan
+    reference.save_pretrained(tmp_path)
+    broken = load_pipeline(tmp_path, device="cpu", safety="off")
+
+    def error(seed: int) -> BaseException | None:
+        with ThreadPoolExecutor(1) as one:
+            return one.submit(broken.generate, "crown", seed=seed, **FIELDS).exception()
+
+    with ThreadPoolExecutor(6) as pool:
+        errors = list(pool.map(error, range(24)))
+    assert {type(error) for error in errors} == {NumericalError}
+    assert {layer in str(error) for error in errors} == {True}
+    assert not any(module._forward_hooks for module in broken.model.unet.modules())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), OutOfMemory),
+        (MemoryError(), OutOfMemory),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), OutOfMemory),
+        (RuntimeError("MPS backend out of memory (allocated: 9 GB)"), OutOfMemory),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+        (NotImplementedError("no kernel that can allocate memory there"), NotImplementedError),
+        (RecursionError("maximum recursion depth exceeded"), RecursionError),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), torch.AcceleratorError),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Exception) else value.__name__,
+)
+def test_only_a_lack_of_memory_is_called_one(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[Exception]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline.model.unet, "forward", fail)
+    with pytest.raises(expected) as caught:
+        pipeline.generate("crown", **FIELDS)
+    assert type(caught.value) is expected
 
 
 def flag_everything(images: Sequence[Image.Image]) -> list[Verdict]:

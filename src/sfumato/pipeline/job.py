@@ -277,12 +277,19 @@ def memory_errors(request: Request) -> Iterator[None]:
     """torch's ways of saying that memory ran out, as one error that says what to do."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, OutOfMemory) or (
-            type(error) is RuntimeError and "allocate memory" not in text and "not enough memory" not in text
-        ):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, OutOfMemory) or not _is_of_memory(error):
             raise
         raise OutOfMemory(
             f"{request.width}×{request.height} pixels need more memory than there is: choose a smaller size"
         ) from error
+
+
+_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
+
+def _is_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # Only plain ones: torch.AcceleratorError speaks of memory too when a kernel read where it must not.
+    return type(error) is RuntimeError and any(words in str(error) for words in _OF_MEMORY)
