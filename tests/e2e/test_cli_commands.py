@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, PngImagePlugin
 import sfumato
 from sfumato.diffusion.catalog import SAMPLERS
 from sfumato.pipeline.provenance import Provenance
+from sfumato.safety.verdict import Verdict, judge
 
 QUICK = ("--steps", "2")
 
@@ -91,6 +93,17 @@ def test_replay_says_what_differs(cli: Cli) -> None:
     cli("generate", "a red heart", "--out", "b.png", "--sheet", *QUICK)
     sheet = cli("replay", "b-sheet.png")
     assert sheet.code == 1 and "64×64 came out" in sheet.out
+
+
+def test_replay_hides_again_what_the_policy_hid(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flag_all(images: Sequence[Image.Image]) -> list[Verdict]:
+        return [judge("test", {"all": 1.0}, ("all",)) for _ in images]
+
+    monkeypatch.setattr("sfumato.safety.policy.OpenNsfwChecker", lambda: flag_all)
+    cli("generate", "a red heart", "--safety", "block", "--out", "made.png", *QUICK)
+    assert not np.asarray(Image.open("made.png")).any()
+    edited(Path("made.png"), Path("a.png"), policy="block")
+    assert cli("replay", "a.png").lines[0] == "a.png: identical"
 
 
 def test_replay_needs_the_very_input_picture(cli: Cli, folder: Path) -> None:

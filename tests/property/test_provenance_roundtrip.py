@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from recorded import record
 from sfumato.diffusion.catalog import SAMPLERS
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import pixels_sha256
@@ -30,22 +31,8 @@ NASTY = st.text() | st.text(alphabet='",:\\\n\r\t ()<>&\0\ufffe\uffff\U0001f600Ã
 
 def provenance(prompt: str = "a red heart", negative_prompt: str = "", **changes: object) -> Provenance:
     request = Request(prompt=prompt, negative_prompt=negative_prompt, seed=42, width=24, height=16)
-    record = Provenance(
-        request=request,
-        width=24,
-        height=16,
-        pixels_sha256=pixels_sha256(PIXELS),
-        model_name="pocket",
-        model_sha256="0123456789abcdef" * 4,
-        engine="eager",
-        device="cpu",
-        dtype="float32",
-        threads=2,
-        processor="AVX2",
-        torch="2.13.0",
-        sfumato="0.1.0",
-    )
-    return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
+    given = {"request": request, "width": 24, "height": 16, "pixels_sha256": pixels_sha256(PIXELS)} | changes
+    return record(**given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

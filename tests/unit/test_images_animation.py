@@ -11,27 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+from recorded import record
 from sfumato.errors import InvalidRequest, MissingExtra, OutputError
 from sfumato.pictures.pixels import Pixels
 from sfumato.pipeline.animation import save_animation
-from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 
-RECORD = Provenance(
-    request=Request(prompt="a red heart, süß"),
-    width=33,
-    height=31,
-    pixels_sha256="0" * 64,
-    model_name="pocket",
-    model_sha256="ab" * 32,
-    engine="eager",
-    device="cpu",
-    dtype="float32",
-    threads=2,
-    processor="AVX2",
-    torch="2.13.0",
-    sfumato="0.1.0",
-)
+RECORD = record(Request(prompt="a red heart, süß"), width=33, height=31)
 TERM = b"trainedAlgorithmicMedia"
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from recorded import record
 from sfumato.errors import MissingExtra
 from sfumato.pipeline.dialects import read_settings
-from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 from sfumato.pipeline.saving import save_picture
 
@@ -102,22 +102,8 @@ def test_dialects_are_read(tmp_path: Path, program: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_our_pictures_are_understood_by_programs_that_read_a1111(tmp_path: Path, suffix: str) -> None:
-    record = Provenance(
-        request=Request(prompt="a red heart, süß", negative_prompt="ugly", seed=5),
-        width=8,
-        height=8,
-        pixels_sha256="0" * 64,
-        model_name="pocket",
-        model_sha256="ab" * 32,
-        engine="eager",
-        device="cpu",
-        dtype="float32",
-        threads=2,
-        processor="AVX2",
-        torch="2.13.0",
-        sfumato="0.1.0",
-    )
-    found = read_settings(save_picture(PIXELS, tmp_path / f"ours{suffix}", record))
+    request = Request(prompt="a red heart, süß", negative_prompt="ugly", seed=5)
+    found = read_settings(save_picture(PIXELS, tmp_path / f"ours{suffix}", record(request, width=8, height=8)))
     assert found is not None
     assert (found.program, found.prompt, found.negative_prompt) == ("AUTOMATIC1111", "a red heart, süß", "ugly")
     assert found.model == "pocket"

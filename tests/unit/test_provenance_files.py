@@ -12,31 +12,22 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from recorded import record
 from sfumato.errors import InvalidRequest, OutputError
 from sfumato.pictures.pixels import pixels_sha256
 from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.metadata import read_parameters, read_provenance
-from sfumato.pipeline.provenance import Provenance, differences
+from sfumato.pipeline.provenance import differences
 from sfumato.pipeline.request import Request
 from sfumato.pipeline.saving import encode_picture, next_path, picture_suffix, save_numbered, save_picture, slug
 
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", *[".avif"] * features.check("avif")]
 PIXELS = np.array(Image.linear_gradient("L").resize((64, 48)).convert("RGB"))
-RECORD = Provenance(
-    request=Request(prompt="a red heart", seed=7),
+RECORD = record(
+    Request(prompt="a red heart", seed=7),
     width=64,
     height=48,
     pixels_sha256=pixels_sha256(PIXELS),
-    model_name="pocket",
-    model_sha256="ab" * 32,
-    engine="eager",
-    device="cpu",
-    dtype="float32",
-    threads=2,
-    processor="AVX2",
-    torch="2.13.0",
-    sfumato="0.1.0",
-    safety="unchecked",
     watermark="too small",
 )
 
@@ -191,3 +182,17 @@ def test_differences_name_what_may_change_the_bytes() -> None:
     other = dataclasses.replace(RECORD, threads=8, torch="2.14.0", safety="safe")
     assert differences(RECORD, other) == {"threads": (2, 8), "torch": ("2.13.0", "2.14.0")}
     assert differences(RECORD, RECORD) == {}
+    blurred = dataclasses.replace(RECORD, policy="blur", safety="flagged")
+    assert differences(blurred, RECORD) == {"alteration": ("blur", "none")}
+    assert differences(dataclasses.replace(RECORD, policy="off"), RECORD) == {}  # neither changes a pixel
+
+
+def test_what_no_file_can_hold_is_named_and_read_back(tmp_path: Path) -> None:
+    given = dataclasses.replace(RECORD, given="latents,conditioning", policy="block")
+    path = save_picture(PIXELS, tmp_path / "heart.png", given)
+    assert read_provenance(path) == given
+    assert given.not_recorded == "latents and a conditioning"
+    assert RECORD.not_recorded == ""
+    assert dataclasses.replace(RECORD, request=RECORD.request.replace(noise="generator")).not_recorded == "a generator"
+    with pytest.raises(InvalidRequest, match="given 'luck' in a picture's metadata is none of generator"):
+        dataclasses.replace(RECORD, given="latents,luck")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from sfumato.pictures.pixels import pixels_sha256
 from sfumato.pipeline.replay import recorded_in, replay, with_inputs
 from sfumato.pipeline.request import Request
 from sfumato.pipeline.saving import save_picture
+from sfumato.safety.verdict import Verdict, judge
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +92,25 @@ def test_input_pictures_are_known_by_their_bytes(tmp_path: Path, monkeypatch: py
         with_inputs(request, elsewhere, init_image=other)
     with pytest.raises(InvalidRequest, match="was made without one"):
         with_inputs(request, elsewhere, init_image=moved, mask=other)
+
+
+def test_a_picture_from_latents_of_the_caller_is_refused(saved: Path, tmp_path: Path) -> None:
+    given = dataclasses.replace(recorded_in(saved), given="latents")
+    path = save_picture(np.asarray(Image.open(saved)), tmp_path / "l.png", given)
+    with pytest.raises(InvalidRequest, match="made with latents of the caller's own, which no file can hold"):
+        recorded_in(path)
+
+
+def test_a_blurred_picture_made_again_unblurred_says_why_it_differs(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sfumato.safety.policy.OpenNsfwChecker", lambda: flag_all)
+    made = load_pipeline("pocket", safety="blur", watermark=False).generate("a red heart", steps=1, seed=3)
+    record = dataclasses.replace(made.provenance[0], policy="blur")
+    path = save_picture(np.asarray(made.images[0]), tmp_path / "blurred.png", record)
+    result = replay(path, pipeline, record.request)
+    assert not result.identical and result.differences == {"alteration": ("blur", "none")}
+
+
+def flag_all(images: Sequence[Image.Image]) -> list[Verdict]:
+    return [judge("test", {"all": 1.0}, ("all",)) for _ in images]

@@ -103,7 +103,8 @@ def _as_recorded(recorded: Provenance) -> dict[str, str]:
     except InvalidRequest:
         device = "auto"  # the result will say that it differs
     watermark = "false" if recorded.watermark == "off" else "true"
-    return {"device": device, "dtype": recorded.dtype, "safety": "flag", "watermark": watermark}
+    safety = "flag" if recorded.alteration == "none" else recorded.alteration
+    return {"device": device, "dtype": recorded.dtype, "safety": safety, "watermark": watermark}
 
 
 def _use_threads(threads: int) -> None:

@@ -14,7 +14,9 @@ from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.request import Request
 
 # What has to agree, beside request and model, for the same bytes to come out.
-_CONDITIONS = ("model_sha256", "engine", "device", "dtype", "threads", "processor", "torch", "sfumato")
+_CONDITIONS = ("model_sha256", "engine", "device", "dtype", "threads", "processor", "torch", "sfumato", "alteration")
+# What a caller can pass in Python in the place of seed and prompt, and how a refusal calls it. No file can hold these.
+_GIVEN: Mapping[str, str] = {"generator": "a generator", "latents": "latents", "conditioning": "a conditioning"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +25,9 @@ class Provenance:
 
     `width`, `height` and `pixels_sha256` (`images.pixels_sha256`) are of the finished picture, watermark included;
     `model_sha256` is of the weights; `processor` is the kind of CPU or GPU; `torch` and `sfumato` are versions;
-    `safety` is the verdict, `unchecked` where nobody looked; `watermark` is the text hidden in the picture or why
-    there is none; `truncated` is the part of the prompt the model didn't see.
+    `safety` is the verdict, `unchecked` where nobody looked; `policy` is what was to happen to a flagged picture;
+    `watermark` is the text hidden in the picture or why there is none; `truncated` is the part of the prompt the model
+    didn't see; `given` names what the caller passed in the place of seed and prompt, with commas between.
     """
 
     request: Request
@@ -43,10 +46,25 @@ class Provenance:
     safety: str = "unchecked"
     watermark: str = "off"
     truncated: str = ""
+    policy: str = "flag"
+    given: str = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check(field.name, getattr(self, field.name))
+        if unknown := [name for name in _names(self.given) if name not in _GIVEN]:
+            raise InvalidRequest(f"given {unknown[0]!r} in a picture's metadata is none of {', '.join(_GIVEN)}")
+
+    @property
+    def alteration(self) -> str:
+        """What the safety policy did to the picture: "blur", "block", or "none"."""
+        return self.policy if self.safety == "flagged" and self.policy in ("blur", "block") else "none"
+
+    @property
+    def not_recorded(self) -> str:
+        """What went into the picture that no file holds, as words; "" where the record is complete."""
+        names = {*_names(self.given), *(["generator"] if self.request.noise == "generator" else [])}
+        return " and ".join(words for name, words in _GIVEN.items() if name in names)
 
     def to_json(self) -> str:
         """One line of JSON for embedding in files: folders of input files are left out, they are the user's own."""
@@ -76,6 +94,10 @@ def differences(recorded: Provenance, current: Provenance) -> dict[str, tuple[An
         for name in _CONDITIONS
         if getattr(recorded, name) != getattr(current, name)
     }
+
+
+def _names(given: str) -> list[str]:
+    return given.split(",") if given else []
 
 
 def _check(name: str, value: object) -> None:

@@ -48,8 +48,8 @@ def recorded_in(path: Path) -> Provenance:
     record = read_provenance(path)
     if record is None:
         raise InvalidRequest(f"{path} has no record of sfumato: only a picture that sfumato made can be made again")
-    if record.request.noise == "generator":
-        raise InvalidRequest(f"{path} was made with a generator of the caller's own, which no file can hold")
+    if record.not_recorded:
+        raise InvalidRequest(f"{path} was made with {record.not_recorded} of the caller's own, which no file can hold")
     return record
 
 
