@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
-# Shells start background jobs with SIGINT ignored, and the processes that tests start and stop would inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
-
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+# Shells start background jobs with SIGINT ignored, and the processes that tests start and stop would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
