@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import Cli, files_in
 from PIL import Image, PngImagePlugin
+from safetensors.torch import load_file, save_file
 
 import sfumato
 from sfumato.diffusion.catalog import SAMPLERS
@@ -186,6 +188,18 @@ def test_inspect_and_convert_a_model(cli: Cli) -> None:
     assert "12,740,740" in readable and embedded["sha256"] in readable
 
 
+def test_convert_puts_another_vae_in(cli: Cli, folder: Path) -> None:
+    assets = Path(sfumato.__file__).parent / "assets" / "pocket" / "vae"
+    shutil.copytree(assets, folder / "vae")
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: tensor + 1 for name, tensor in load_file(file).items()}
+    file.unlink()
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert cli("convert", "pocket", "other", "--vae", "vae").lines == ["other"]
+    written = load_file(folder / "other" / "vae" / file.name)
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+
+
 def test_models_are_added_verified_and_forgotten(cli: Cli, folder: Path) -> None:
     cli("convert", "pocket", "mine.safetensors")
     added = cli("models", "add", "mine.safetensors", "--name", "my-model")
@@ -215,6 +229,10 @@ def test_explain_counts_calls_and_compares_profiles(cli: Cli) -> None:
     assert ["plms", "karras"] in [[pair["sampler"], pair["spacing"]] for pair in document["refused"]]
     text = cli("explain", "--sampler", "plms", "--steps", "7").out
     assert "853" in text and "Can't use" in text and "karras" in text
+    stride = "7 steps become 8: the original lists every 142th timestep"
+    assert document["chosen"]["notes"] == []
+    assert [p["notes"] for p in document["profiles"] if p["profile"] == "compvis"] == [[stride]]
+    assert f"Note: {stride}" in cli("explain", "--sampler", "plms", "--steps", "7", "--profile", "compvis").lines
     assert "…" in cli("explain", "--steps", "100").out
     assert "as many as the tolerances need" in cli("explain", "--sampler", "dpm_adaptive").out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from command_line import Cli, files_in
 from PIL import Image
 
 from sfumato import load_pipeline
+from sfumato.pipeline.generate import Generation, Pipeline
 from sfumato.pipeline.metadata import read_provenance
+from sfumato.pipeline.request import Request
 
 QUICK = ("--steps", "2")
 
@@ -51,7 +54,45 @@ def test_json_is_one_document_that_tells_everything(cli: Cli, folder: Path) -> N
     assert picture["path"] == "here/00001-0-rocket.png" and document["sheet"] == "here/00002-0-sheet.png"
     assert picture["request"]["sampler"] == "euler" and picture["request"]["width"] == 64
     recorded = read_provenance(folder / picture["path"])
-    assert recorded is not None and json.loads(recorded.to_json()) == {k: v for k, v in picture.items() if k != "path"}
+    assert recorded is not None and json.loads(recorded.to_json()) == {
+        name: value for name, value in picture.items() if name not in ("path", "model_calls")
+    }
+    assert picture["model_calls"] == 2  # Euler asks once a step
+
+
+def test_an_adaptive_sampler_says_how_often_it_asked(cli: Cli) -> None:
+    loose = ("generate", "rocket", "--sampler", "dpm_adaptive", "--rtol", "1", "--atol", "1")
+    expected = load_pipeline("pocket").generate("rocket", sampler="dpm_adaptive", rtol=1.0, atol=1.0).model_calls
+    outcome = cli(*loose, "--out", "a.png")
+    assert outcome.lines == ["a.png"] and f"a.png: {expected[0]} UNet calls" in outcome.err.splitlines()
+    silent = cli(*loose, "--out", "b.png", "--json")
+    assert json.loads(silent.out)["pictures"][0]["model_calls"] == expected[0]
+    assert "UNet calls" not in silent.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sizes"),
+    [((), [1, 1, 1]), (("--batch-size", "2"), [2, 1]), (("--batch-size", "2", "--deterministic"), [1, 1, 1])],
+)
+def test_how_many_pictures_run_together(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], sizes: list[int]
+) -> None:
+    ran: list[int] = []
+    generate = Pipeline.generate
+
+    def counted(self: Pipeline, prompt: list[Request], **options: Any) -> Generation:
+        ran.append(len(prompt))
+        return generate(self, prompt, **options)
+
+    monkeypatch.setattr(Pipeline, "generate", counted)
+    assert cli("generate", "rocket", "--count", "3", *flags, *QUICK).code == 0
+    assert ran == sizes
+
+
+def test_a_wrong_batch_size_is_refused(cli: Cli) -> None:
+    for value in ("0", "many", "1025"):
+        outcome = cli("generate", "rocket", "--batch-size", value, *QUICK)
+        assert outcome.code == 2 and "batch_size" in outcome.errors[0] and "whole number" in outcome.errors[0]
 
 
 def test_a_named_file_is_replaced_only_when_told(cli: Cli, folder: Path) -> None:

@@ -43,6 +43,10 @@ def convert(
             autocompletion=lambda: ["fp16", "bf16", "fp32"],
         ),
     ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Put this autoencoder in: file or folder.", show_default=False),
+    ] = None,
     ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Take a checkpoint's averaged weights.")] = True,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -59,7 +63,15 @@ def convert(
     from sfumato.weights.store import resolve
 
     path = resolve(source).path
-    rewrite(path, to, layout=LAYOUTS[chosen], dtype=DTYPES[dtype] if dtype else None, ema=ema, overwrite=overwrite)
+    rewrite(
+        path,
+        to,
+        layout=LAYOUTS[chosen],
+        dtype=DTYPES[dtype] if dtype else None,
+        vae=vae,
+        ema=ema,
+        overwrite=overwrite,
+    )
     if as_json:
         write_json({"source": str(path), "destination": str(to), "layout": chosen, "dtype": dtype})
     else:

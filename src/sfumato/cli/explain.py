@@ -79,6 +79,8 @@ def _write(explained: Explanation, steps: int) -> None:
     )
     if info.takes_steps:
         _write_points(chosen)
+    for note in chosen.schedule.notes:
+        write_line(f"Note: {note}")
     profiles = table("profile", "spacing", "steps", "UNet calls", "first σ", "last σ", "")
     for choice in explained.profiles:
         sigmas = choice.schedule.sigmas
@@ -132,4 +134,5 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "unet_calls": choice.model_calls,
         "timesteps": list(choice.schedule.timesteps),
         "sigmas": list(choice.schedule.sigmas),
+        "notes": list(choice.schedule.notes),
     }

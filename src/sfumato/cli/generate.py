@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.loading import Models
-from sfumato.cli.options import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Overwrite, with_flags
+from sfumato.cli.options import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Out, Overwrite, with_flags
 from sfumato.cli.progress_bar import Tracker, tracking
 from sfumato.cli.prompts import requests_for
 from sfumato.cli.settings import read_settings
-from sfumato.cli.terminal import write_json, write_line
+from sfumato.cli.terminal import write_json, write_line, write_note
+from sfumato.diffusion.catalog import SAMPLERS
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.request import MAX_SEED, Request
 
@@ -28,7 +30,15 @@ if TYPE_CHECKING:
 MAX_COUNT = 10_000
 MAX_LABEL = 160
 
-Made = tuple["Pixels", "Provenance", Path]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A picture that is in its file, and how often the UNet was asked for it."""
+
+    pixels: Pixels
+    provenance: Provenance
+    path: Path
+    model_calls: int
 
 
 @with_flags(*REQUEST_FLAGS, *RUN_FLAGS)
@@ -46,16 +56,7 @@ def generate(
             metavar="FILE", help="More prompts, one a line; .jsonl: request fields a line.", rich_help_panel=PICTURE
         ),
     ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="PATH",
-            help="A picture's name, or a folder. [dim]\\[pictures][/dim]",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    out: Out = None,
     picture_format: Annotated[
         str | None,
         typer.Option(
@@ -106,7 +107,9 @@ def generate(
             for picture in _saved(generation, where):
                 made.append(picture)
                 if not as_json:
-                    tracker.write_line(str(picture[2]))
+                    tracker.write_line(str(picture.path))
+                    if not SAMPLERS[picture.provenance.request.sampler].takes_steps:  # nobody else can tell its work
+                        write_note(f"{picture.path.name}: {picture.model_calls} UNet calls")
             timings = {name: timings.get(name, 0.0) + took for name, took in generation.timings.items()}
         sheet_path = _sheet(made, where) if sheet else None
     if sheet_path is not None and not as_json:
@@ -114,7 +117,7 @@ def generate(
     if as_json:
         write_json(_document(made, sheet_path, timings))
     if wanted(show) and not (as_json and show is None):
-        draw([pixels for pixels, _, _ in made], _labels([record for _, record, _ in made]))
+        draw([picture.pixels for picture in made], _labels([picture.provenance for picture in made]))
 
 
 def generations(requests: Sequence[Request], models: Models, tracker: Tracker) -> Iterator[Generation]:
@@ -144,16 +147,16 @@ def _counted(requests: Sequence[Request], count: int) -> list[Request]:
 def _saved(generation: Generation, where: Destination) -> Iterator[Made]:
     import numpy as np
 
-    for image, provenance in zip(generation.images, generation.provenance, strict=True):
+    for image, record, calls in zip(generation.images, generation.provenance, generation.model_calls, strict=True):
         pixels = np.asarray(image)
-        yield pixels, provenance, where.save(pixels, provenance)
+        yield Made(pixels=pixels, provenance=record, path=where.save(pixels, record), model_calls=calls)
 
 
 def _sheet(made: Sequence[Made], where: Destination) -> Path:
     from sfumato.pipeline.grid import captioned, sheet_provenance
 
-    records = [provenance for _, provenance, _ in made]
-    pixels = captioned([pixels for pixels, _, _ in made], _labels(records))
+    records = [picture.provenance for picture in made]
+    pixels = captioned([picture.pixels for picture in made], _labels(records))
     return where.save_sheet(pixels, sheet_provenance(records[0], pixels))
 
 
@@ -178,7 +181,10 @@ def _labels(records: Sequence[Provenance]) -> list[str]:
 
 def _document(made: Sequence[Made], sheet: Path | None, timings: dict[str, float]) -> dict[str, Any]:
     return {
-        "pictures": [{"path": str(path), **json.loads(provenance.to_json())} for _, provenance, path in made],
+        "pictures": [
+            {"path": str(picture.path), **json.loads(picture.provenance.to_json()), "model_calls": picture.model_calls}
+            for picture in made
+        ],
         "sheet": str(sheet) if sheet else None,
         "seconds": {name: round(took, 3) for name, took in timings.items()},
     }

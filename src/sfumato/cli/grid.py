@@ -8,7 +8,7 @@ import typer
 
 from sfumato.cli.generate import generations, shortened
 from sfumato.cli.loading import Models
-from sfumato.cli.options import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Overwrite, with_flags
+from sfumato.cli.options import PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Out, Overwrite, with_flags
 from sfumato.cli.progress_bar import tracking
 from sfumato.cli.settings import read_settings
 from sfumato.cli.terminal import write_json, write_line
@@ -32,16 +32,7 @@ def grid(
         str | None,
         typer.Option("--y", metavar="FIELD=A,B,…", help="What changes downwards.", rich_help_panel=PICTURE),
     ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="PATH",
-            help="The sheet's name, or a folder. [dim]\\[pictures][/dim]",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    out: Out = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -37,6 +37,7 @@ class Models:
             variant=settings.variant,
             revision=settings.revision,
             offline=settings.offline,
+            batch_size=1 if settings.deterministic else settings.batch_size,
             safety=settings.safety,
             watermark=settings.watermark,
             on_progress=self._on_progress,

@@ -157,6 +157,19 @@ RUN_FLAGS = (
     Flag(name="variant", help='A folder\'s other files, such as "fp16".', panel=MODEL, metavar="NAME"),
     Flag(name="revision", help="Branch, tag or commit of a Hub model.", panel=MODEL, metavar="NAME"),
     Flag(name="ema", help="A checkpoint's averaged weights.", panel=MODEL, default="ema", switch=True),
+    Flag(
+        name="batch_size",
+        help="Pictures that run together.",
+        panel=MODEL,
+        metavar="N",
+        default="1 on a CPU, else 8",
+    ),
+    Flag(
+        name="deterministic",
+        help="One picture at a time, so that none depends on its neighbours' rounding.",
+        panel=MODEL,
+        switch=True,
+    ),
     Flag(name="offline", help="Never use the network.", panel=MODEL, switch=True),
     Flag(
         name="safety",
@@ -175,6 +188,17 @@ RUN_FLAGS = (
     ),
 )
 
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="PATH",
+        help="The file's name, or a folder. [dim]\\[pictures][/dim]",
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON document on stdout.", rich_help_panel=OUTPUT)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace files.", rich_help_panel=OUTPUT)]
 

@@ -17,6 +17,7 @@ from sfumato.pipeline.request import Request
 FILE_NAME = "sfumato.toml"
 ENVIRONMENT = "SFUMATO_"
 MAX_BYTES = 2**20
+MAX_BATCH = 1024
 
 _Made = TypeVar("_Made")
 
@@ -33,6 +34,8 @@ class RunSettings:
     variant: str | None = None
     revision: str | None = None
     ema: bool = True
+    batch_size: int | None = None
+    deterministic: bool = False
     offline: bool = False
     safety: SafetyPolicy = "flag"
     watermark: bool = True
@@ -41,8 +44,11 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         for field, kind in _RUN_TYPES.items():
-            if not isinstance(getattr(self, field), kind):
-                raise InvalidRequest(f"{field} {getattr(self, field)!r} must be {_KIND_NAMES[kind]}")
+            value = getattr(self, field)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise InvalidRequest(f"{field} {value!r} must be {_KIND_NAMES[kind]}")
+        if self.batch_size is not None and not 1 <= self.batch_size <= MAX_BATCH:
+            raise InvalidRequest(f"batch_size {self.batch_size} must be a whole number from 1 to {MAX_BATCH}")
         check_choice("safety", self.safety, SAFETY_POLICIES)
 
 
@@ -52,13 +58,20 @@ _RUN_TYPES: Mapping[str, Any] = {
     "variant": str | None,
     "revision": str | None,
     "ema": bool,
+    "batch_size": int | None,
+    "deterministic": bool,
     "offline": bool,
     "safety": str,
     "watermark": bool,
     "out": str,
     "format": str,
 }
-_KIND_NAMES: Mapping[Any, str] = {str: "text", str | None: "text", bool: "true or false"}
+_KIND_NAMES: Mapping[Any, str] = {
+    str: "text",
+    str | None: "text",
+    bool: "true or false",
+    int | None: "a whole number",
+}
 
 KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), *_RUN_TYPES)
 """What the environment and the files may set."""
@@ -159,4 +172,19 @@ def _value(name: str, text: str) -> Any:
         return secrets.randbelow(2**32)
     if name in FIELDS:
         return field_value(name, text)
-    return _SWITCHES.get(text.strip().lower(), text) if _RUN_TYPES[name] is bool else text
+    return _READERS.get(_RUN_TYPES[name], str)(text)
+
+
+def _switch(text: str) -> bool | str:
+    return _SWITCHES.get(text.strip().lower(), text)
+
+
+def _whole(text: str) -> int | str:
+    """What is no number stays text, for `RunSettings` to refuse with its own message."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+_READERS: Mapping[Any, Callable[[str], Any]] = {bool: _switch, int | None: _whole}

@@ -1,4 +1,8 @@
-"""What commands write: results on stdout, one line for each error or warning on stderr."""
+"""What commands write: results on stdout, one line for each error or warning on stderr.
+
+Much of it comes from strangers (a picture's metadata, file names): nothing here lets a value steer the terminal, forge
+a line or turn the reading direction.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,11 @@ import json
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+import traceback
+import unicodedata
+from typing import TYPE_CHECKING, Any, TextIO
+
+from sfumato.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,22 +22,41 @@ if TYPE_CHECKING:
 
 _LONGEST_NOTE = 400
 _PIPED_WIDTH = 160  # characters of a table that goes to a file or another program
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half a surrogate pair, line and paragraph separators
+_JOINERS = "\u200c\u200d"  # format characters that Persian, Hindi and emoji can't do without
+
+
+def visible(text: str) -> str:
+    """The text on one line, with every character that does something instead of showing something as `\\u001b`."""
+    if text.isprintable():
+        return text
+    return "".join(json.dumps(letter)[1:-1] if _acts(letter) else letter for letter in text)
+
+
+def _acts(letter: str) -> bool:
+    return unicodedata.category(letter) in _UNSEEN and letter not in _JOINERS
 
 
 def write_line(text: str) -> None:
     """One line of result."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()  # whoever reads a pipe has each path when its picture is there
+    _write_result(visible(text) + "\n")
 
 
 def write_json(value: Any) -> None:
     """The one JSON document of a command."""
-    write_line(json.dumps(value, ensure_ascii=False, indent=2))
+    document = json.dumps(value, ensure_ascii=False, indent=2)
+    _write_result("\n".join(map(visible, document.split("\n"))) + "\n")  # inside its strings line ends are escaped
 
 
 def write_error(message: str) -> None:
     """One line, whatever the message holds."""
-    sys.stderr.write(f"sfumato: {' '.join(message.split())}\n")
+    _write_note(f"sfumato: {' '.join(message.split())}")
+
+
+def write_traceback(error: BaseException) -> None:
+    """Where an error came from, for `--debug`."""
+    for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
+        _write_note(line)
 
 
 def stdout_console() -> Console:
@@ -61,7 +88,7 @@ def facts(pairs: dict[str, Any], title: str | None = None) -> Table:
     made.add_column(overflow="fold")
     for name, value in pairs.items():
         if value not in (None, ""):
-            made.add_row(name, Text(str(value)))
+            made.add_row(Text(visible(name)), Text(visible(str(value))))
     return made
 
 
@@ -80,9 +107,36 @@ class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = " ".join(record.getMessage().split())
         shown = line if len(line) <= _LONGEST_NOTE else line[: _LONGEST_NOTE - 1] + "…"  # a cut prompt may be a book
-        sys.stderr.write(f"{record.levelname.lower()}: {shown}\n")
+        _write_note(f"{record.levelname.lower()}: {shown}")
 
 
-def silence_stdout() -> None:
-    """After a broken pipe: nothing more can be written, and Python's own flush at the end must not complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def refused_results() -> OutputError | None:
+    """Why stdout doesn't take the results, if it doesn't: what is still waiting there is written once more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence(sys.stdout)
+        reason = error.strerror or str(error)
+        return OutputError(f"the results could not be written to stdout ({reason}): send them somewhere else")
+    return None
+
+
+def silence(stream: TextIO) -> None:
+    """Nothing more can be written there, and Python's own flush at the end must not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _write_result(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()  # whoever reads a pipe has each path when its picture is there
+
+
+def _write_note(line: str) -> None:
+    """Where nobody can be told, the exit code still says how it went."""
+    try:
+        sys.stderr.write(visible(line) + "\n")
+        sys.stderr.flush()
+    except OSError:
+        silence(sys.stderr)

@@ -77,7 +77,7 @@ def grid_sheet(rows: Sequence[Sequence[Pixels]], x: Axis, y: Axis | None, title:
 
 def captioned(pictures: Sequence[Pixels], captions: Sequence[str]) -> Pixels:
     """Pictures on one sheet, each with its caption above, in a row or, where there are many, in a block."""
-    across = len(pictures) if len(pictures) <= _LONG_ROW else math.ceil(math.sqrt(len(pictures)))
+    across = _columns(len(pictures))
     if across == len(pictures):
         return contact_sheet([pictures], x_labels=captions)
     blank = np.full_like(pictures[0], 255)
@@ -92,6 +92,14 @@ def captioned(pictures: Sequence[Pixels], captions: Sequence[str]) -> Pixels:
     return np.concatenate(
         [np.pad(band, ((0, 0), (0, width - band.shape[1]), (0, 0)), constant_values=255) for band in bands]
     )
+
+
+def _columns(pictures: int) -> int:
+    """How many side by side: a block without holes where its shape isn't too long, else the nearest to a square."""
+    if pictures <= _LONG_ROW:
+        return pictures
+    square = math.ceil(math.sqrt(pictures))
+    return next((across for across in range(square, 2 * square + 1) if pictures % across == 0), square)
 
 
 def sheet_provenance(first: Provenance, sheet: Pixels) -> Provenance:
