@@ -283,3 +283,19 @@ def test_loading_holds_one_copy(kind: str, dtype: str | None, factor: float, tmp
     environment = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert int(done.stdout) <= factor * 160 * 2**20 + 32 * 2**20
+
+
+def test_shards_of_torch_save_are_found_by_their_index(tmp_path: Path) -> None:
+    """The Hub's older models have `pytorch_model.bin.index.json` and nothing else; a plain file comes before it."""
+    tensors = {"a": torch.ones(2), "b": torch.zeros(3)}
+    for i, (name, tensor) in enumerate(tensors.items(), start=1):
+        torch.save({name: tensor}, tmp_path / f"pytorch_model-{i:05d}-of-00002.bin")
+    shard_of = {name: f"pytorch_model-{i:05d}-of-00002.bin" for i, name in enumerate(tensors, start=1)}
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
+    assert find_weights(tmp_path) == index
+    with open_checkpoint(index) as checkpoint:
+        assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in tensors.items())
+        assert checkpoint.files == tuple(tmp_path / shard for shard in shard_of.values())
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    assert find_weights(tmp_path) == tmp_path / "pytorch_model.bin"

@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 
 from sfumato.errors import InvalidConfig
 
+MAX_TIMESTEPS = 10_000  # every published model has 1000
+
 _FLOOR = 2.0**-24
 """Stands for ᾱ = 0 at the end of a zero-terminal-SNR schedule, whose σ would be infinite (as in diffusers)."""
 
@@ -32,6 +34,17 @@ class NoiseSchedule:
     log_sigmas: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        try:
+            self._derive()
+        except InvalidConfig:
+            raise
+        except (ArithmeticError, ValueError) as error:
+            raise InvalidConfig(
+                f"the noise schedule from beta_start {self.beta_start} to beta_end {self.beta_end} over "
+                f"{self.num_train_timesteps} timesteps leaves no signal, or adds no noise: {error}"
+            ) from error
+
+    def _derive(self) -> None:
         betas = self._betas()
         if not all(0.0 < beta < 1.0 for beta in betas):
             raise InvalidConfig("a noise schedule's betas must lie strictly between 0 and 1")
@@ -48,6 +61,10 @@ class NoiseSchedule:
         object.__setattr__(self, "log_sigmas", tuple(map(math.log, sigmas)))
 
     def _betas(self) -> Sequence[float]:
+        if self.num_train_timesteps > MAX_TIMESTEPS:
+            raise InvalidConfig(
+                f"num_train_timesteps {str(self.num_train_timesteps)[:40]} must be at most {MAX_TIMESTEPS}"
+            )
         if self.trained_betas is not None:
             if len(self.trained_betas) != self.num_train_timesteps:
                 raise InvalidConfig(
@@ -69,14 +86,14 @@ class NoiseSchedule:
         try:
             return cls(
                 # a key that is absent had diffusers' default when the model was trained, not Stable Diffusion's value
-                num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
-                beta_start=float(config.get("beta_start", 0.0001)),
-                beta_end=float(config.get("beta_end", 0.02)),
-                beta_schedule=config.get("beta_schedule", "linear"),
-                trained_betas=None if trained is None else tuple(map(float, trained)),
-                rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
+                num_train_timesteps=_typed(config, "num_train_timesteps", (int,), 1000),
+                beta_start=float(_typed(config, "beta_start", (int, float), 0.0001)),
+                beta_end=float(_typed(config, "beta_end", (int, float), 0.02)),
+                beta_schedule=_typed(config, "beta_schedule", (str,), "linear"),
+                trained_betas=None if trained is None else _betas_of(trained),
+                rescale_betas_zero_snr=_typed(config, "rescale_betas_zero_snr", (bool,), False),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             if isinstance(error, InvalidConfig):
                 raise
             raise InvalidConfig(f"the scheduler configuration is malformed: {error}") from error
@@ -109,6 +126,20 @@ class NoiseSchedule:
             return float(high - 1)
         below, above = self.log_sigmas[high - 1], self.log_sigmas[high]
         return high - 1 + (log_sigma - below) / (above - below)
+
+
+def _typed(config: Mapping[str, Any], name: str, kinds: tuple[type, ...], default: Any) -> Any:
+    value = config.get(name, default)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise InvalidConfig(f"the scheduler configuration's {name} is {str(value)[:80]!r}: it must be {wanted}")
+    return value
+
+
+def _betas_of(trained: Any) -> tuple[float, ...]:
+    if isinstance(trained, (str, Mapping)) or not hasattr(trained, "__len__") or len(trained) > MAX_TIMESTEPS:
+        raise InvalidConfig(f"trained_betas must be a list of at most {MAX_TIMESTEPS} numbers")
+    return tuple(map(float, trained))
 
 
 def _linear(start: float, end: float, count: int) -> list[float]:

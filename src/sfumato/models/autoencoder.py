@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError
-from sfumato.models.published import divisible, positive, require_fields, require_values
+from sfumato.models.published import (
+    divisible,
+    flags,
+    positive,
+    positive_numbers,
+    require_fields,
+    require_list,
+    require_values,
+)
 from sfumato.nn.attention import attention
 from sfumato.nn.resnet import ResnetBlock
 from sfumato.weights.mapper import Layout
@@ -47,6 +55,8 @@ class AutoencoderConfig:
             sample_size=self.sample_size,
             levels=len(self.block_channels),
         )
+        positive_numbers("autoencoder", scaling_factor=self.scaling_factor)
+        flags("autoencoder", quant_conv=self.quant_conv)
         for channels in self.block_channels:
             positive("autoencoder", block_channels=channels)
         divisible("autoencoder", groups=self.norm_groups, channels=self.block_channels)
@@ -61,7 +71,8 @@ class AutoencoderConfig:
         """From diffusers' `vae/config.json`."""
         require_fields("autoencoder", values, ("block_out_channels", "latent_channels"))
         require_values("autoencoder", values, _FIXED)
-        levels = len(values["block_out_channels"])
+        channels = require_list("autoencoder", "block_out_channels", values["block_out_channels"])
+        levels = len(channels)
         require_values(
             "autoencoder",
             values,
@@ -75,7 +86,7 @@ class AutoencoderConfig:
             in_channels=values.get("in_channels", 3),
             out_channels=values.get("out_channels", 3),
             latent_channels=values["latent_channels"],
-            block_channels=tuple(values["block_out_channels"]),
+            block_channels=channels,
             layers_per_block=values.get("layers_per_block", 1),
             norm_groups=values.get("norm_num_groups", 32),
             scaling_factor=values.get("scaling_factor", 0.18215),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InvalidConfig
-from sfumato.models.published import positive, require_fields, require_values
+from sfumato.models.published import one_of, positive, positive_numbers, require_fields, require_values
 from sfumato.nn.clip import ACTIVATIONS, ClipEncoder
 from sfumato.weights.mapper import Layout
 
@@ -40,8 +40,8 @@ class ClipTextConfig:
         )
         if self.width % self.heads:
             raise InvalidConfig(f"text encoder: width {self.width} doesn't divide into {self.heads} heads")
-        if self.activation not in ACTIVATIONS:
-            raise InvalidConfig(f"text encoder: activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        one_of("text encoder", ACTIVATIONS, activation=self.activation)
+        positive_numbers("text encoder", eps=self.eps)
 
     @classmethod
     def from_published(cls, values: Mapping[str, Any]) -> Self:

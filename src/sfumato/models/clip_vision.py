@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InvalidConfig
-from sfumato.models.published import positive, require_fields
+from sfumato.models.published import one_of, positive, positive_numbers, require_fields
 from sfumato.nn.clip import ACTIVATIONS, ClipEncoder
 from sfumato.weights.mapper import Layout
 
@@ -46,13 +46,17 @@ class ClipVisionConfig:
             )
         if self.width % self.heads:
             raise InvalidConfig(f"image encoder: width {self.width} doesn't divide into {self.heads} heads")
-        if self.activation not in ACTIVATIONS:
-            raise InvalidConfig(f"image encoder: activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        one_of("image encoder", ACTIVATIONS, activation=self.activation)
+        positive_numbers("image encoder", eps=self.eps)
 
     @classmethod
     def from_published(cls, values: Mapping[str, Any]) -> Self:
         """From transformers' CLIP config: a whole model's (with `vision_config`), or the image tower's alone."""
         vision = values.get("vision_config", values)
+        if not isinstance(vision, Mapping):
+            raise InvalidConfig(
+                f"image encoder: vision_config must be an object of fields, not {type(vision).__name__}"
+            )
         require_fields("image encoder", vision, ("hidden_size", "intermediate_size", "num_hidden_layers"))
         return cls(
             image_size=vision.get("image_size", 224),

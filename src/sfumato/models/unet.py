@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.errors import InvalidConfig
-from sfumato.models.published import divisible, positive, require_fields, require_values
+from sfumato.models.published import divisible, flags, positive, require_fields, require_list, require_values
 from sfumato.nn.attention import attention
 from sfumato.nn.embeddings import timestep_embedding
 from sfumato.nn.resnet import ResnetBlock
@@ -49,21 +49,28 @@ class UNetConfig:
             norm_groups=self.norm_groups,
             sample_size=self.sample_size,
         )
+        flags("UNet", linear_projection=self.linear_projection, upcast_attention=self.upcast_attention)
         levels = len(self.block_channels)
-        if levels < 1 or not len(self.attention) == len(self.heads) == len(self.depth) == levels:
+        positive("UNet", levels=levels)
+        if not len(self.attention) == len(self.heads) == len(self.depth) == levels:
             raise InvalidConfig("UNet: block_channels, attention, heads and depth need one value a level")
         for channels, heads, depth in zip(self.block_channels, self.heads, self.depth, strict=True):
             positive("UNet", block_channels=channels, heads=heads, depth=depth)
             if channels % heads:
                 raise InvalidConfig(f"UNet: {channels} channels don't divide into {heads} heads")
         divisible("UNet", groups=self.norm_groups, channels=self.block_channels)
+        blocks = sum(self.depth) * (2 * self.layers_per_block + 1)
+        if blocks > _MAX_BLOCKS:
+            raise InvalidConfig(
+                f"UNet: layers_per_block and depth make {blocks} transformer blocks: at most {_MAX_BLOCKS}"
+            )
 
     @classmethod
     def from_published(cls, values: Mapping[str, Any]) -> Self:
         """From diffusers' `unet/config.json`."""
         require_fields("UNet", values, ("block_out_channels", "down_block_types", "cross_attention_dim"))
         require_values("UNet", values, _FIXED)
-        down = values["down_block_types"]
+        down = require_list("UNet", "down_block_types", values["down_block_types"])
         levels = len(down)
         kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
         require_values("UNet", {f"down_block_types[{i}]": kind for i, kind in enumerate(down)}, {
@@ -77,11 +84,11 @@ class UNetConfig:
         return cls(
             in_channels=values.get("in_channels", 4),
             out_channels=values.get("out_channels", 4),
-            block_channels=tuple(values["block_out_channels"]),
+            block_channels=require_list("UNet", "block_out_channels", values["block_out_channels"]),
             attention=tuple(kinds[kind] for kind in down),
             layers_per_block=values.get("layers_per_block", 2),
-            heads=_per_level(heads, levels),
-            depth=_per_level(depth, levels),
+            heads=_per_level("attention_head_dim", heads, levels),
+            depth=_per_level("transformer_layers_per_block", depth, levels),
             context_dim=values["cross_attention_dim"],
             norm_groups=values.get("norm_num_groups", 32),
             linear_projection=values.get("use_linear_projection", False),
@@ -144,8 +151,12 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def _per_level(value: int | list[int], levels: int) -> tuple[int, ...]:
-    return (value,) * levels if isinstance(value, int) else tuple(value)
+# Not in the way of any published model (SDXL has 70); a hostile config would take minutes to build.
+_MAX_BLOCKS = 1000
+
+
+def _per_level(name: str, value: int | list[int], levels: int) -> tuple[int, ...]:
+    return (value,) * levels if isinstance(value, int) else require_list("UNet", name, value)
 
 
 def _one_or_list(values: tuple[int, ...]) -> int | list[int]:

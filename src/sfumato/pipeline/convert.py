@@ -14,8 +14,9 @@ from torch import Tensor
 from sfumato.errors import InvalidRequest
 from sfumato.files import atomic_folder, atomic_write, write_text
 from sfumato.models import autoencoder, clip_text, compvis, unet
-from sfumato.pipeline.model import tokenizer_from
+from sfumato.pipeline.model import read_tokenizer
 from sfumato.pipeline.model_files import METADATA_KEY, LayoutName, ModelFiles, Part, open_model, published_v1
+from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.runtime import DTYPES
 from sfumato.weights.mapper import Layout, written_entries
 from sfumato.weights.save import write_safetensors
@@ -143,7 +144,7 @@ def _description(files: ModelFiles, infos: Mapping[str, TensorInfo]) -> dict[str
     except ValueError:  # its channels don't fit the groups that v1 has
         inferred = None
     configs = tuple(part.module.config for part in (files.unet, files.vae, files.text_encoder))
-    same_tokenizer = _same_tokenizer(files.tokenizer, v1_tokenizer)
+    same_tokenizer = _same_tokenizer(read_tokenizer(files), Tokenizer.from_files(v1_tokenizer, folder="v1"))
     if inferred == configs and same_tokenizer and files.scheduler == v1_scheduler:
         return None
     described = {name: part.module.config.to_published() for name, part in files.parts.items()}
@@ -153,9 +154,8 @@ def _description(files: ModelFiles, infos: Mapping[str, TensorInfo]) -> dict[str
     return described
 
 
-def _same_tokenizer(files: Mapping[str, str], others: Mapping[str, str]) -> bool:
+def _same_tokenizer(a: Tokenizer, b: Tokenizer) -> bool:
     """Whether two tokenizers are the same, however many files say so."""
-    a, b = tokenizer_from(files), tokenizer_from(others)
     same_frame = (a.bos_id, a.eos_id, a.pad_id, a.max_length) == (b.bos_id, b.eos_id, b.pad_id, b.max_length)
     return same_frame and json.loads(a.backend.to_str()) == json.loads(b.backend.to_str())
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,26 +11,47 @@ import torch
 
 from sfumato.diffusion.denoiser import PREDICTIONS
 from sfumato.diffusion.schedule import NoiseSchedule
-from sfumato.errors import InvalidConfig
-from sfumato.files import write_text
+from sfumato.errors import CheckpointError, InvalidConfig
+from sfumato.models import compvis
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipText
 from sfumato.models.unet import UNet
-from sfumato.pipeline.model_files import LayoutName, ModelFiles, open_model
+from sfumato.pipeline.model_files import ModelFiles, naming, open_model
 from sfumato.progress import OnProgress, Progress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.weights.mapper import fill
 from sfumato.weights.registry import model_hash
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """What a pipeline runs. `prediction` is what the UNet answers: "epsilon", "v_prediction" or "sample"."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFile:
+    """A file that a model was read from. `name` is its place in the model, `stamp` its size and time of change then."""
 
     name: str
     path: Path
-    layout: LayoutName
+    stamp: tuple[int, int]
+
+    @property
+    def sha256(self) -> str:
+        """Remembered across runs. Raises `CheckpointError` where the file isn't any more what was read."""
+        if _stamp(self.path) != self.stamp:
+            raise CheckpointError(f"{self.path} has changed since the model was loaded: load it again")
+        return model_hash(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What a pipeline runs. `prediction` is what the UNet answers: "epsilon", "v_prediction" or "sample".
+
+    `weights` are the files it was read from, in the order of the parts; `last_step` says that the UNet is the last
+    step of a file that has its moving average too.
+    """
+
+    name: str
+    path: Path
     vae_path: Path | None
+    weights: tuple[WeightFile, ...]
+    last_step: bool
     unet: UNet = field(repr=False)
     autoencoder: Autoencoder = field(repr=False)
     text_encoder: ClipText = field(repr=False)
@@ -56,11 +75,16 @@ class Model:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the weights, read once for each file and remembered across runs; with another VAE, of both."""
-        own = model_hash(self.path)
-        if self.vae_path is None:
-            return own
-        return hashlib.sha256(f"{own} {model_hash(self.vae_path)}".encode()).hexdigest()
+        """SHA-256 of the weights that were read: of the file where one file as it is was all, as other programs show.
+
+        Else of one line a file, as `sha256sum` writes them for a folder (`model_hash`); files from elsewhere have the
+        name of their part, and the last step of a file that has averages adds a line. Raises `CheckpointError` for a
+        file that has changed since.
+        """
+        if not self.last_step and all(file.path == self.path for file in self.weights):
+            return self.weights[0].sha256
+        lines = [f"{file.sha256}  {file.name}\n" for file in self.weights] + ["last step\n"] * self.last_step
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def load_model(
@@ -79,7 +103,8 @@ def load_model(
     Raises as `open_model` does, and `InvalidConfig` for parts that don't fit each other.
     """
     with open_model(path, vae=vae, ema=ema, variant=variant) as files:
-        check_fit(files)
+        tokenizer, noise_schedule = check_fit(files)
+        weights = _weight_files(files)
         for step, part in enumerate(files.parts.values()):
             on_progress(Progress(stage="load", step=step, steps=len(files.parts)))
             fill(part.module, part.entries, part.checkpoint, dtype=dtype, device=device)
@@ -87,13 +112,14 @@ def load_model(
         return Model(
             name=name,
             path=path,
-            layout=files.layout,
             vae_path=vae,
+            weights=weights,
+            last_step=not files.ema and compvis.has_ema(files.unet.checkpoint.tensors),
             unet=files.unet.module,
             autoencoder=files.vae.module,
             text_encoder=files.text_encoder.module,
-            tokenizer=tokenizer_from(files.tokenizer),
-            noise_schedule=NoiseSchedule.from_config(files.scheduler),
+            tokenizer=tokenizer,
+            noise_schedule=noise_schedule,
             prediction=files.scheduler.get("prediction_type", "epsilon"),
             safety_checker=files.safety_checker,
             requires_safety_checker=files.requires_safety_checker,
@@ -102,16 +128,17 @@ def load_model(
         )
 
 
-def tokenizer_from(files: Mapping[str, str]) -> Tokenizer:
-    """A tokenizer from its files' contents by name (a single file carries them in its metadata)."""
-    with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
-        for name, text in files.items():
-            write_text(Path(folder) / name, text)
-        return Tokenizer.from_folder(folder)
+def read_tokenizer(files: ModelFiles) -> Tokenizer:
+    """The tokenizer from its files' texts. Raises `InvalidConfig` naming where they are from."""
+    folder = files.path / "tokenizer" if files.layout == "diffusers" else files.path
+    return Tokenizer.from_files(files.tokenizer, folder=folder)
 
 
-def check_fit(files: ModelFiles) -> None:
-    """Raise `InvalidConfig` if the parts can't work together."""
+def check_fit(files: ModelFiles) -> tuple[Tokenizer, NoiseSchedule]:
+    """The model's tokenizer and noise schedule. Raises `InvalidConfig` if they, or the parts, can't work together."""
+    with naming(files.path):
+        noise_schedule = NoiseSchedule.from_config(files.scheduler)
+    tokenizer = read_tokenizer(files)
     unet, vae, text = files.unet.module.config, files.vae.module.config, files.text_encoder.module.config
     if unet.context_dim != text.width:
         raise InvalidConfig(
@@ -125,5 +152,38 @@ def check_fit(files: ModelFiles) -> None:
         raise InvalidConfig(
             f"{files.path}: its UNet answers with {unet.out_channels} channels: variances are unsupported"
         )
-    if files.scheduler.get("prediction_type", "epsilon") not in PREDICTIONS:
-        raise InvalidConfig(f"{files.path}: prediction_type {files.scheduler['prediction_type']!r} is not supported")
+    prediction = files.scheduler.get("prediction_type", "epsilon")
+    if not isinstance(prediction, str) or prediction not in PREDICTIONS:
+        raise InvalidConfig(f"{files.path}: prediction_type {str(prediction)[:80]!r} is not supported")
+    if tokenizer.max_length > text.positions:
+        raise InvalidConfig(
+            f"{files.path}: its tokenizer makes windows of {tokenizer.max_length} tokens (model_max_length), its text "
+            f"encoder takes {text.positions}"
+        )
+    largest = max(tokenizer.backend.get_vocab().values())
+    if largest >= text.vocab_size:
+        raise InvalidConfig(
+            f"{files.path}: its tokenizer has ids up to {largest}, its text encoder knows {text.vocab_size} tokens"
+        )
+    return tokenizer, noise_schedule
+
+
+def _weight_files(files: ModelFiles) -> tuple[WeightFile, ...]:
+    """Each file once for each part read from it, named within the model's folder or, from elsewhere, by the part."""
+    return tuple(
+        WeightFile(
+            name=file.relative_to(files.path).as_posix() if files.path in file.parents else name,
+            path=file,
+            stamp=_stamp(file),
+        )
+        for name, part in files.parts.items()
+        for file in part.checkpoint.files
+    )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror or error}") from error
+    return status.st_size, status.st_mtime_ns

@@ -6,7 +6,6 @@ Loading, converting and inspecting all start from `open_model`.
 from __future__ import annotations
 
 import fnmatch
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,11 +14,13 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from sfumato.errors import CheckpointError, InvalidConfig, ModelNotFound
+from sfumato.json_files import parse_object, read_object, read_text
 from sfumato.models import autoencoder, clip_text, compvis, unet
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.nn.empty import empty_modules
+from sfumato.prompt.tokenizer import TOKENIZER_FILES
 from sfumato.weights.checkpoint import Checkpoint, find_weights, open_checkpoint
 from sfumato.weights.mapper import Entry, Layout, match
 
@@ -27,13 +28,12 @@ logger = logging.getLogger("sfumato")
 
 # The published v1 tokenizer and configs: what a single file of v1 leaves out.
 V1 = Path(__file__).parents[1] / "assets" / "v1"
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 # Where a single file that we write says what its shapes don't.
 METADATA_KEY = "sfumato.model"
-MAX_CONFIG_BYTES = 4 * 2**20
 
 LayoutName = Literal["diffusers", "compvis"]
 Module = TypeVar("Module", UNet, Autoencoder, ClipText)
+Config = TypeVar("Config", UNetConfig, AutoencoderConfig, ClipTextConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +89,12 @@ def _open_folder(path: Path, vae: Path | None, ema: bool, variant: str | None, s
         raise ModelNotFound(f"{path} is not a model: a diffusers folder has unet/, vae/, text_encoder/ and tokenizer/")
 
     def part(name: str, module: Callable[[Any], Module], config: Any, layout: Layout) -> Part[Module]:
-        published = config.from_published(_read_json(path / name / "config.json"))
-        checkpoint = stack.enter_context(open_checkpoint(_weights(path / name, variant)))
+        published = _read_config(path / name, config)
+        checkpoint = stack.enter_context(open_checkpoint(component_weights(path / name, variant)))
         return _part(module(published), layout, checkpoint)
 
     checker, index_file = path / "safety_checker", path / "model_index.json"
-    index = _read_json(index_file) if index_file.is_file() else {}
+    index = read_object(index_file) if index_file.is_file() else {}
     with empty_modules():
         return ModelFiles(
             path=path,
@@ -105,7 +105,7 @@ def _open_folder(path: Path, vae: Path | None, ema: bool, variant: str | None, s
             else part("vae", Autoencoder, AutoencoderConfig, autoencoder.DIFFUSERS),
             text_encoder=part("text_encoder", ClipText, ClipTextConfig, clip_text.DIFFUSERS),
             tokenizer=_read_tokenizer(path / "tokenizer"),
-            scheduler=_read_json(path / "scheduler" / "scheduler_config.json"),
+            scheduler=read_object(path / "scheduler" / "scheduler_config.json"),
             safety_checker=checker if (checker / "config.json").is_file() and _has_weights(checker) else None,
             requires_safety_checker=index.get("requires_safety_checker") is not False,
         )
@@ -115,7 +115,7 @@ def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, sta
     checkpoint = stack.enter_context(open_checkpoint(path))
     _warn_of_strangers(checkpoint)
     described = _described(checkpoint)
-    try:
+    with naming(path):
         unet_config, vae_config, text_config = _configs(checkpoint, described, with_vae=vae is None)
         averaged = ema and compvis.has_ema(checkpoint.tensors)
         with empty_modules():
@@ -143,10 +143,24 @@ def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, sta
                 scheduler=described["scheduler"] if described else published_v1()[1],
                 ema=averaged,
             )
-    except CheckpointError as error:
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's path before errors about its content that don't have it."""
+    try:
+        yield
+    except (CheckpointError, InvalidConfig) as error:
         if str(path) in str(error):
             raise
-        raise CheckpointError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _read_config(folder: Path, config: type[Config]) -> Config:
+    path = folder / "config.json"
+    values = read_object(path)
+    with naming(path):
+        return config.from_published(values)
 
 
 def _configs(
@@ -170,18 +184,16 @@ def _configs(
 def _other_autoencoder(path: Path, stack: ExitStack) -> Part[Autoencoder]:
     """An autoencoder of its own: a diffusers `vae` folder, or a file in either layout (A1111's `.vae.pt` too)."""
     if path.is_dir():
-        config = AutoencoderConfig.from_published(_read_json(path / "config.json"))
-        checkpoint = stack.enter_context(open_checkpoint(_weights(path, None)))
+        config = _read_config(path, AutoencoderConfig)
+        checkpoint = stack.enter_context(open_checkpoint(component_weights(path)))
         return _part(Autoencoder(config), autoencoder.DIFFUSERS, checkpoint)
     checkpoint = stack.enter_context(open_checkpoint(path))
     shapes = _shapes(checkpoint)
-    try:
+    with naming(path):
         kind, prefix = compvis.autoencoder_kind(shapes)
         if kind == "diffusers":
             return _part(Autoencoder(autoencoder.infer(shapes)), autoencoder.DIFFUSERS, checkpoint)
         config = compvis.infer_autoencoder(shapes, prefix=prefix)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
     return _part(Autoencoder(config), compvis.autoencoder_layout(config, prefix=prefix), checkpoint, within=prefix)
 
 
@@ -194,7 +206,7 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {name: info.shape for name, info in checkpoint.tensors.items()}
 
 
-def _weights(folder: Path, variant: str | None) -> Path:
+def component_weights(folder: Path, variant: str | None = None) -> Path:
     """The file to read: the variant asked for, the plain one, or the half-precision one if nothing else is there."""
     try:
         return find_weights(folder, variant=variant)
@@ -206,7 +218,7 @@ def _weights(folder: Path, variant: str | None) -> Path:
 
 def _has_weights(folder: Path) -> bool:
     with suppress(ModelNotFound):
-        return _weights(folder, None).is_file()
+        return component_weights(folder).is_file()
     return False
 
 
@@ -228,7 +240,7 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        values = json.loads(text)
+        values = parse_object(text, where="it")
         described = {name: dict(values[name]) for name in ("unet", "vae", "text_encoder", "scheduler")}
         tokenizer = described["tokenizer"] = dict(values.get("tokenizer") or published_v1()[0])
         if not all(isinstance(tokenizer[name], str) for name in tokenizer) or set(tokenizer) - set(TOKENIZER_FILES):
@@ -240,34 +252,11 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 def published_v1() -> tuple[dict[str, str], dict[str, Any]]:
     """The tokenizer's files and the scheduler's JSON of v1, which its single files leave out."""
-    return _read_tokenizer(V1 / "tokenizer"), _read_json(V1 / "scheduler" / "scheduler_config.json")
+    return _read_tokenizer(V1 / "tokenizer"), read_object(V1 / "scheduler" / "scheduler_config.json")
 
 
 def _read_tokenizer(folder: Path) -> dict[str, str]:
-    files = {name: _read_text(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    files = {name: read_text(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
     if not files:
         raise ModelNotFound(f"{folder}: no tokenizer there; expected vocab.json and merges.txt")
     return files
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_read_text(path))
-    except ValueError as error:
-        raise InvalidConfig(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise InvalidConfig(f"{path} holds no object of fields")
-    return values
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise InvalidConfig(f"{path}: {path.stat().st_size} bytes is too large for a config")
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ModelNotFound(f"{path} is missing: the model is incomplete") from None
-    except UnicodeDecodeError as error:
-        raise InvalidConfig(f"{path} is not text: {error}") from error
-    except OSError as error:
-        raise ModelNotFound(f"{path} can't be read: {error.strerror}") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,11 @@ import tokenizers
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from sfumato.errors import InvalidConfig, InvalidRequest
+from sfumato.json_files import MAX_VALUES, parse_object, read_text
+
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+MAX_ID = 1_000_000  # far above CLIP's 49,407
+MAX_ADDED = 10_000
 
 # What CLIP's own position embedding holds. Only for folders whose files don't say (`model_max_length`).
 CLIP_MAX_LENGTH = 77
@@ -25,6 +31,10 @@ ROLES = {
 
 # CLIP's split into words (openai/CLIP, simple_tokenizer.py). The text is lower-cased before.
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+_ID = re.compile(r"[0-9]{1,9}", re.ASCII)
+_HALF = re.compile("[\\ud800-\\udfff]")  # half of a character: no text for the library
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +68,19 @@ class Tokenizer:
         Raises `InvalidConfig` naming the file that is missing, damaged, or names a token the vocabulary lacks.
         """
         folder = Path(folder)
-        vocab, merges, serialized = _read_vocabulary(folder)
-        config = _read_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-        roles, added = _special_tokens(folder, config, serialized)
+        files = {name: read_text(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+        return cls.from_files(files, folder=folder)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, str], *, folder: str | Path) -> Self:
+        """As `from_folder`, from the files' texts by name; `folder` is what messages call the place they are from."""
+        folder = Path(folder)
+        objects = {
+            name: parse_object(text, where=str(folder / name)) for name, text in files.items() if name.endswith(".json")
+        }
+        vocab, merges, serialized = _read_vocabulary(folder, files, objects)
+        config = objects.get("tokenizer_config.json", {})
+        roles, added = _special_tokens(folder, config, objects.get("special_tokens_map.json"), serialized)
         for role, token in roles.items():
             if token.content not in vocab:
                 raise InvalidConfig(f"tokenizer {folder}: the {role} {token.content!r} is not in its vocabulary")
@@ -83,6 +103,8 @@ class Tokenizer:
         backend.add_tokens(added)
         for token in roles.values():
             backend.add_special_tokens([token])
+        if max(backend.get_vocab().values()) > MAX_ID:
+            raise InvalidConfig(f"tokenizer {folder}: an id of its vocabulary is above {MAX_ID}")
         return cls(
             backend=backend,
             bos_id=vocab[roles["bos_token"].content],
@@ -103,32 +125,38 @@ class Tokenizer:
         return Tokens(ids=tuple(encoding.ids), starts=tuple(start for start, _ in encoding.offsets))
 
 
-def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, Any] | None]:
+def _read_vocabulary(
+    folder: Path, files: Mapping[str, str], objects: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, Any] | None]:
     """Token → id, the merges in order, and the `tokenizer.json` object where there is one."""
-    serialized = _read_object(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocab = _read_object(folder / "vocab.json")
-        lines = _read_text(folder / "merges.txt").split("\n")
+    serialized = objects.get("tokenizer.json")
+    if "vocab.json" in objects and "merges.txt" in files:
+        vocab = objects["vocab.json"]
+        if files["merges.txt"].count("\n") > MAX_VALUES:
+            raise InvalidConfig(f"{folder / 'merges.txt'} has more than {MAX_VALUES} lines")
+        lines = files["merges.txt"].split("\n")
         # As the format's readers do: a "#version" line is no merge, nor is what an editor leaves at the end.
-        merges: list[Any] = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+        merges: list[Any] = [line.split(" ", 2) for line in lines if line.strip() and not line.startswith("#version")]
         source = folder / "merges.txt"
     elif serialized is not None:
         model = serialized.get("model")
         vocab, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)  # type: ignore[assignment]
-        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges or []]
+        if not isinstance(merges, list):
+            raise InvalidConfig(f"{folder / 'tokenizer.json'}: its model's merges are not a list")
+        merges = [pair.split(" ", 2) if isinstance(pair, str) else pair for pair in merges]
         source = folder / "tokenizer.json"
     else:
         raise InvalidConfig(f"tokenizer {folder}: needs vocab.json and merges.txt, or tokenizer.json")
-    if not isinstance(vocab, dict) or not vocab or not all(isinstance(i, int) and i >= 0 for i in vocab.values()):
+    if not isinstance(vocab, dict) or not vocab or not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise InvalidConfig(f"tokenizer {folder}: its vocabulary is not an object of token names and ids")
     for pair in merges:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise InvalidConfig(f"{source}: {pair!r} is not a merge of two tokens")
+            raise InvalidConfig(f"{source}: {_shown(pair)} is not a merge of two tokens")
     return vocab, [(left, right) for left, right in merges], serialized
 
 
 def _special_tokens(
-    folder: Path, config: dict[str, Any], serialized: dict[str, Any] | None
+    folder: Path, config: dict[str, Any], roles_map: dict[str, Any] | None, serialized: dict[str, Any] | None
 ) -> tuple[dict[str, AddedToken], list[AddedToken]]:
     """The token of each role, and any other added tokens in the order of their ids.
 
@@ -138,10 +166,10 @@ def _special_tokens(
     listed = config.get("added_tokens_decoder")
     names = {role: config.get(role) or default for role, default in ROLES.items()}
     if listed is None:
-        if (folder / "special_tokens_map.json").is_file():
-            roles_map = _read_object(folder / "special_tokens_map.json")
-            names |= {role: roles_map[role] for role in ROLES if roles_map.get(role)}
-        listed = {str(token["id"]): token for token in (serialized or {}).get("added_tokens", [])}
+        names |= {role: roles_map[role] for role in ROLES if roles_map.get(role)} if roles_map else {}
+        listed = _listed_by_id(folder, serialized)
+    if not isinstance(listed, dict) or not all(map(_ID.fullmatch, listed)) or len(listed) > MAX_ADDED:
+        raise InvalidConfig(f"tokenizer {folder}: added_tokens_decoder must map up to {MAX_ADDED} ids to tokens")
     added = {}
     for _, entry in sorted(listed.items(), key=lambda item: int(item[0])):
         token = _added_token(folder, entry)
@@ -152,15 +180,23 @@ def _special_tokens(
     return roles, [token for content, token in added.items() if content not in in_roles]
 
 
+def _listed_by_id(folder: Path, serialized: dict[str, Any] | None) -> dict[str, Any]:
+    tokens = (serialized or {}).get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) and "id" in token for token in tokens):
+        raise InvalidConfig(f"{folder / 'tokenizer.json'}: added_tokens must be a list of tokens with ids")
+    return {str(token["id"]): token for token in tokens}
+
+
 def _added_token(folder: Path, entry: Any) -> AddedToken:
     """A special token from how the files write it: its text alone, or an object with flags."""
     if isinstance(entry, str):
-        return AddedToken(entry, special=True, normalized=False)
-    if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-        raise InvalidConfig(f"tokenizer {folder}: {entry!r} is not a special token")
+        entry = {"content": entry}
+    content = entry.get("content") if isinstance(entry, dict) else None
+    if not isinstance(content, str) or not content or _HALF.search(content):
+        raise InvalidConfig(f"tokenizer {folder}: {_shown(entry)} is not a special token")
     flags = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip")}
     special = bool(entry.get("special", True))
-    return AddedToken(entry["content"], special=special, normalized=bool(entry.get("normalized", not special)), **flags)
+    return AddedToken(content, special=special, normalized=bool(entry.get("normalized", not special)), **flags)
 
 
 def _max_length(folder: Path, config: dict[str, Any]) -> int:
@@ -169,22 +205,12 @@ def _max_length(folder: Path, config: dict[str, Any]) -> int:
     if length is None or (isinstance(length, (int, float)) and length > 2**31):
         return CLIP_MAX_LENGTH
     if isinstance(length, bool) or not isinstance(length, int) or length < 3:
-        raise InvalidConfig(f"tokenizer {folder}: model_max_length {length!r} must be a whole number of at least 3")
+        raise InvalidConfig(
+            f"tokenizer {folder}: model_max_length {_shown(length)} must be a whole number of at least 3"
+        )
     return length
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"{path} can't be read as UTF-8 text: {error}") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except ValueError as error:
-        raise InvalidConfig(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidConfig(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "…"

@@ -54,6 +54,11 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: has no tensor {name[:80]!r}") from None
         return stored.read(dtype, aligned=aligned)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files with the tensors: itself, or the shards in the order of their names."""
+        return tuple(file.path for file in self._files)
+
     def close(self) -> None:
         """Let go of the file. Tensors already read stay valid."""
         for file in self._files:
@@ -98,7 +103,12 @@ def find_weights(folder: Path, *, variant: str | None = None) -> Path:
     `torch.save`. Raises `ModelNotFound`.
     """
     for kind in ([f".{variant}"] if variant else []) + [""]:
-        for suffix in (f"{kind}.safetensors", f".safetensors.index{kind}.json", f"{kind}.bin"):
+        for suffix in (
+            f"{kind}.safetensors",
+            f".safetensors.index{kind}.json",
+            f"{kind}.bin",
+            f".bin.index{kind}.json",
+        ):
             for stem in _STEMS:
                 if (folder / f"{stem}{suffix}").is_file():
                     return folder / f"{stem}{suffix}"
