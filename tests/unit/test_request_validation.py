@@ -74,6 +74,25 @@ def test_refuses_malformed_records(values: Any, says: str) -> None:
         Request.from_dict(values)
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"width": 2048, "upscale": 4.01}, "width 2048 × upscale 4.01 is more than 8192"),
+        ({"height": 8192, "upscale": 1.5}, "height 8192 × upscale 1.5 is more than 8192"),
+        ({"noise": "generator", "variation_strength": 0.1}, "variation_strength 0.1 doesn't go with noise 'generator'"),
+    ],
+)
+def test_refuses_what_does_not_go_together(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Request(prompt="a red heart", **fields)
+    assert says in str(caught.value)
+
+
+def test_the_largest_picture_two_passes_can_make() -> None:
+    request = Request(prompt="a red heart", width=2048, height=1024, upscale=4.0)
+    assert (request.width, request.upscale) == (2048, 4.0)
+
+
 def test_whole_numbers_become_floats_so_that_equal_requests_are_one() -> None:
     assert Request(prompt="a", guidance_scale=4).to_json() == Request(prompt="a", guidance_scale=4.0).to_json()
 

@@ -101,6 +101,7 @@ class Request:
         for name in ("width", "height"):
             if name not in absent:
                 _check_side(name, getattr(self, name))
+                _check_upscaled(name, getattr(self, name), self.upscale)
         if self.guidance_interval is not None:
             object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
         for name in _SOURCES:
@@ -108,6 +109,11 @@ class Request:
                 raise InvalidRequest(f"{name} must be an ImageSource, not {type(getattr(self, name)).__name__}")
         if self.mask is not None and self.init_image is None:
             raise InvalidRequest("mask needs an init_image to apply to")
+        if self.noise == "generator" and self.variation_strength > 0.0:
+            raise InvalidRequest(
+                f"variation_strength {self.variation_strength:g} doesn't go with noise 'generator', which has no seed "
+                "to vary: use noise 'cpu' or 'cuda'"
+            )
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -175,6 +181,16 @@ def _check_side(name: str, value: object) -> None:
     if side % 8:
         lower = side // 8 * 8
         raise InvalidRequest(f"{name} {side} is not a multiple of 8: use {lower} or {lower + 8}")
+
+
+def upscaled(side: int, factor: float) -> int:
+    """Pixels a side of `side` has after the second pass: the nearest multiple of 8."""
+    return round(side * factor / 8) * 8
+
+
+def _check_upscaled(name: str, side: int, factor: float) -> None:
+    if upscaled(side, factor) > MAX_SIDE:
+        raise InvalidRequest(f"{name} {side} × upscale {factor:g} is more than {MAX_SIDE}: make one of them smaller")
 
 
 def _interval(value: object) -> tuple[float, float]:
