@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sfumato.errors import Cancelled
 
-Stage = Literal["download", "load", "encode", "denoise", "decode", "check", "save"]
+Stage = Literal["download", "load", "encode", "denoise", "decode", "check"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,8 @@ class Progress:
     """One thing that happened.
 
     `step` of `steps` are done within `stage` of picture `image` of `images` (all counted from 0; `step` counts what is
-    finished). In the stage "denoise", `sigma` is the noise level reached and `preview()` makes a small picture
+    finished). An upscaled picture's steps are those of both passes; the stage "decode" comes after each, with pictures
+    decoded as steps. In the stage "denoise", `sigma` is the noise level reached and `preview()` makes a small picture
     (PIL image) of the state; calling it costs time, ignoring it costs nothing.
     """
 

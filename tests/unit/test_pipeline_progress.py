@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ from PIL import Image
 
 from sfumato import Cancellation, Generation, Pipeline, Progress, load_pipeline
 from sfumato.errors import Cancelled, InvalidRequest
+from sfumato.safety.verdict import Verdict, judge
 from tiny_pipeline import reference_pipeline
 
 FIELDS = {"steps": 5, "guidance_scale": 4.0}
+
+
+def flag_everything(images: Sequence[Image.Image]) -> list[Verdict]:
+    return [judge("stub", {"concept": 0.5}, ("concept",)) for _ in images]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,42 @@ def test_events_count_up_through_every_step_of_every_picture(pipeline: Pipeline)
     assert sigmas == sorted(sigmas, reverse=True)  # type: ignore[type-var]
     assert sigmas[-1] == 0.0
     assert events[0].stage == "encode"
+
+
+def test_every_stage_of_two_passes_is_told_in_order(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps count over both passes, so that whoever divides them never goes back."""
+    monkeypatch.setattr("sfumato.safety.policy.OpenNsfwChecker", lambda: flag_everything)
+    events: list[Progress] = []
+    checked = Pipeline(pipeline.model, safety="flag")
+    checked.generate(
+        "crown", steps=3, sampler="euler", upscale=1.5, upscale_strength=0.7, on_progress=events.append, count=2
+    )
+    one = [("denoise", step, 5) for step in (1, 2, 3)] + [("decode", 0, 1), ("decode", 1, 1)]
+    two = [("denoise", step, 5) for step in (4, 5)] + [("decode", 0, 1), ("decode", 1, 1), ("check", 0, 1)]
+    for image in (0, 1):
+        told = [(e.stage, e.step, e.steps) for e in events if e.image == image and e.stage != "encode"]
+        assert told == one + two
+    assert {event.images for event in events if event.stage != "encode"} == {2}
+
+
+def test_no_stage_is_told_that_is_not_gone_through(pipeline: Pipeline) -> None:
+    events: list[Progress] = []
+    pipeline.generate("crown", on_progress=events.append, **FIELDS)
+    assert {event.stage for event in events} == {"encode", "denoise", "decode"}
+
+
+def test_cancelling_while_a_picture_is_decoded(pipeline: Pipeline) -> None:
+    cancellation, decoded = Cancellation(), []
+
+    def stop(event: Progress) -> None:
+        if event.stage == "decode":
+            decoded.append(event.step)
+            cancellation.cancel()
+
+    batched = Pipeline(pipeline.model, safety="off", batch_size=3)
+    with pytest.raises(Cancelled):
+        batched.generate("crown", count=3, cancellation=cancellation, on_progress=stop, **FIELDS)
+    assert decoded == [0]
 
 
 def test_previews_are_small_pictures_of_what_comes_out(pocket: Pipeline) -> None:
@@ -131,6 +173,25 @@ def test_closing_a_stream_stops_its_work(pipeline: Pipeline) -> None:
     stream.close()  # type: ignore[attr-defined]
     assert cancellation.requested
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_whatever_stops_the_reader_of_a_stream_stops_its_work(pipeline: Pipeline, error: type[BaseException]) -> None:
+    threads = threading.active_count()
+    cancellation = Cancellation()
+    stream = pipeline.stream("crown", steps=1000, cancellation=cancellation)
+    next(stream)
+    with pytest.raises(error):
+        stream.throw(error)  # type: ignore[attr-defined]
+    assert cancellation.requested
+    assert threading.active_count() == threads
+
+
+def test_a_finished_stream_leaves_the_callers_cancellation_alone(pipeline: Pipeline) -> None:
+    cancellation = Cancellation()
+    *_, result = pipeline.stream("crown", cancellation=cancellation, **FIELDS)
+    assert isinstance(result, Generation)
+    assert not cancellation.requested
 
 
 def test_a_stream_raises_what_the_work_raised(pipeline: Pipeline) -> None:

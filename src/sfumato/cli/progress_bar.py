@@ -21,8 +21,10 @@ _DOING: Mapping[Stage, str] = {
     "denoise": "painting",
     "decode": "decoding",
     "check": "checking",
-    "save": "saving",
 }
+
+# Stages a batch goes through while it is painted: the bar stays where the last step left it.
+_ON_THE_WAY: frozenset[Stage] = frozenset({"decode", "check"})
 
 
 class Tracker:
@@ -68,6 +70,8 @@ class Tracker:
             which = f"picture {before + 1}{last}/{self._pictures}, " if self._pictures > 1 else ""
             step = f"step {event.step}/{event.steps}"
             self._bar.update(self._task, description=f"{which}{step}", completed=done, total=self._pictures)
+        elif event.stage in _ON_THE_WAY:
+            self._bar.update(self._task, description=_DOING[event.stage], total=self._pictures)
         else:
             self._bar.update(
                 self._task, description=_DOING[event.stage], completed=self._finished, total=self._pictures

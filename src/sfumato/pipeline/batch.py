@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from sfumato.pictures.pixels import mask_to_latents
 from sfumato.pipeline.conditioning import Conditioning, answers
 from sfumato.pipeline.model import Model
 from sfumato.pipeline.nan_guard import check_finite
-from sfumato.pipeline.request import Request
+from sfumato.pipeline.request import Request, upscaled
 
 Generators = torch.Generator | Sequence[torch.Generator]
 
@@ -83,7 +84,11 @@ def noise_source(requests: Sequence[Request], generator: Generators | None) -> t
     return draw, seeds
 
 
-def generate_batch(batch: Batch, on_step: sampling.OnStep) -> Tensor:
+OnDecoded = Callable[[int], None]
+"""Told before the first picture is decoded, with 0, and after each, with how many are."""
+
+
+def generate_batch(batch: Batch, on_step: sampling.OnStep, on_decoded: OnDecoded) -> Tensor:
     """Sample and decode: (B, 3, H, W), about [-1, 1]; what the mask keeps is the original's pixels.
 
     With `upscale` above 1 the decoded picture is enlarged and gone over again, from `upscale_strength` of the noise.
@@ -92,15 +97,15 @@ def generate_batch(batch: Batch, on_step: sampling.OnStep) -> Tensor:
     assert request.width and request.height
     strength = None if inputs.picture is None else request.strength
     picture = inputs.picture
-    images = decode(batch.model, _sample(batch, picture, inputs.mask, strength, on_step, inputs.latents))
+    images = decode(batch.model, _sample(batch, picture, inputs.mask, strength, on_step, inputs.latents), on_decoded)
     mask = inputs.mask
     if request.upscale > 1.0:
-        width, height = (round(side * request.upscale / 8) * 8 for side in (request.width, request.height))
+        width, height = (upscaled(side, request.upscale) for side in (request.width, request.height))
         enlarged = interpolate(images, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
         if picture is not None and mask is not None:
             picture = interpolate(picture, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
             mask = interpolate(mask, size=(height, width))
-        images = decode(batch.model, _sample(batch, enlarged, mask, request.upscale_strength, on_step))
+        images = decode(batch.model, _sample(batch, enlarged, mask, request.upscale_strength, on_step), on_decoded)
     if picture is not None and mask is not None:
         images = torch.where(mask.to(images.device) > 0.5, images, picture.to(images))
     return images
@@ -161,6 +166,12 @@ def make_plan(model: Model, request: Request, strength: float | None = None) -> 
         rtol=request.rtol,
         atol=request.atol,
     )
+
+
+def make_plans(model: Model, request: Request) -> tuple[sampling.Plan, ...]:
+    """The plan of each pass a request needs, one or two. Raises `InvalidRequest` for what the model can't do."""
+    first = make_plan(model, request, None if request.init_image is None else request.strength)
+    return (first, make_plan(model, request, request.upscale_strength)) if request.upscale > 1.0 else (first,)
 
 
 def guarded_predict(
@@ -232,13 +243,14 @@ def encode(model: Model, picture: Tensor, draw: Draw, count: int = 1) -> Tensor:
     return posterior.sample(noise).float() * model.autoencoder.config.scaling_factor
 
 
-def decode(model: Model, latents: Tensor) -> Tensor:
+def decode(model: Model, latents: Tensor, on_decoded: OnDecoded = lambda count: None) -> Tensor:
     """Scaled latents (B, C, h, w) → pictures (B, 3, H, W) float32, about [-1, 1]; one by one, to bound the memory."""
     unscaled = (latents / model.autoencoder.config.scaling_factor).to(model.dtype)
-
-    def decode_one(one: Tensor) -> Tensor:
+    images = []
+    on_decoded(0)
+    for one in unscaled.chunk(len(unscaled)):
         image = model.autoencoder.decode(one)
-        check_finite(image, "the autoencoder", model.autoencoder, lambda: model.autoencoder.decode(one))
-        return image.float()
-
-    return torch.cat([decode_one(one) for one in unscaled.chunk(len(unscaled))])
+        check_finite(image, "the autoencoder", model.autoencoder, partial(model.autoencoder.decode, one))
+        images.append(image.float())
+        on_decoded(len(images))
+    return torch.cat(images)

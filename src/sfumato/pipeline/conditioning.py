@@ -12,12 +12,15 @@ from torch import Tensor
 from sfumato.diffusion.catalog import PROFILES
 from sfumato.diffusion.guidance import Answers
 from sfumato.errors import InvalidRequest
-from sfumato.prompt.chunks import align_windows, plan_prompt
+from sfumato.prompt.chunks import PromptPlan, align_windows, plan_prompt
 from sfumato.prompt.contexts import encode
 
 if TYPE_CHECKING:
     from sfumato.pipeline.model import Model
     from sfumato.pipeline.request import Request
+
+MAX_CONDITIONS = 16
+MAX_WINDOWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class Conditioning:
 
 
 def encode_request(model: Model, request: Request) -> Conditioning:
-    """The conditioning of one picture. Raises `InvalidRequest` for prompts the tokenizer or their syntax refuses."""
+    """The conditioning of one picture. Raises `InvalidRequest` for prompts the tokenizer or their syntax refuses, and
+    for those of more than `MAX_CONDITIONS` parts or `MAX_WINDOWS` windows."""
     layers = model.text_encoder.config.layers
     if request.clip_skip >= layers:
         raise InvalidRequest(f"clip_skip {request.clip_skip}: this model's text encoder has {layers} layers")
@@ -47,6 +51,8 @@ def encode_request(model: Model, request: Request) -> Conditioning:
         long_prompts=request.long_prompts,
         split_and=False,
     )
+    _check_length("prompt", prompt)
+    _check_length("negative_prompt", negative)
     prompt, negative = align_windows(model.tokenizer, (prompt, negative))
 
     def encoder(clip_skip: int) -> Callable[[Tensor], Tensor]:
@@ -59,6 +65,15 @@ def encode_request(model: Model, request: Request) -> Conditioning:
     encoded = [*encode(negative, encoder(negative_skip)), *encode(prompt, encoder(request.clip_skip))]
     contexts, weights = zip(*encoded, strict=True)
     return Conditioning(contexts, weights[1:], ("".join((*prompt.cut, *negative.cut)),))
+
+
+def _check_length(name: str, plan: PromptPlan) -> None:
+    """Each condition is an answer of the UNet at every step, each window a piece of every context."""
+    if len(plan.conditions) > MAX_CONDITIONS:
+        raise InvalidRequest(f"{name} joins {len(plan.conditions)} parts with AND: use at most {MAX_CONDITIONS}")
+    windows = sum(len(condition.windows.ids) for condition in plan.conditions)
+    if windows > MAX_WINDOWS:
+        raise InvalidRequest(f"{name} takes {windows} windows of tokens: shorten it to at most {MAX_WINDOWS}")
 
 
 def stack(conditionings: Sequence[Conditioning]) -> Conditioning:

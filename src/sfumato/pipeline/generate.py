@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from sfumato.diffusion.catalog import check_choice
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import fitting_size, picture_to_tensor
 from sfumato.pictures.source import ImageSource
-from sfumato.pipeline.batch import Generators, decode, encode, noise_source
+from sfumato.pipeline.batch import Generators, batch_key, decode, encode, make_plans, noise_source
 from sfumato.pipeline.conditioning import Conditioning, encode_request
 from sfumato.pipeline.job import Job, Picture, expand, memory_errors, opened, referenced
 from sfumato.pipeline.model import Model
@@ -26,6 +27,7 @@ from sfumato.pipeline.preview import Preview
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
+from sfumato.runtime import logger
 from sfumato.safety.policy import Policy, choose_checker
 from sfumato.safety.verdict import Checker, Verdict
 
@@ -60,6 +62,9 @@ class Generation:
         return buffer.getvalue()
 
 
+_LOADED_WITH = {"model": "{!r}", "vae": "…, vae={!r}"}
+
+
 class Pipeline:
     """A loaded model with its policies. Safe to use from several threads at once.
 
@@ -74,13 +79,25 @@ class Pipeline:
         self, model: Model, *, safety: Policy = "flag", watermark: bool = True, batch_size: int | None = None
     ) -> None:
         self.model = model
-        self.safety = safety
         self.watermark = watermark
         self.batch_size = batch_size or (1 if model.device.type == "cpu" else 8)
         self._lock = threading.Lock()
         self._checker: Checker | None = None
-        self._checker_chosen = False
+        self.safety = safety
+        self._noted: set[str] = set()
         self._preview: Preview | None = None
+
+    @property
+    def safety(self) -> Policy:
+        """What happens to flagged pictures. A name that is no policy is `InvalidRequest`."""
+        return self._safety
+
+    @safety.setter
+    def safety(self, policy: Policy) -> None:
+        check_choice("safety", policy, get_args(Policy))
+        with self._lock:
+            self._safety = policy
+            self._checker_chosen = self._checker is not None  # "off" chose none; another policy has to look for one
 
     def __repr__(self) -> str:
         return f"Pipeline({self.model.name!r}, device={str(self.model.device)!r}, dtype={_name(self.model.dtype)!r})"
@@ -130,6 +147,7 @@ class Pipeline:
         Raises `InvalidRequest` before any work where it can, `Cancelled` within a step of `cancellation`.
         """
         started = time.perf_counter()
+        self._check_names(fields)
         pictures: dict[ImageSource, Image.Image] = {}
         for name, given in (("init_image", init_image), ("mask", mask)):
             if given is not None:
@@ -149,6 +167,8 @@ class Pipeline:
         for request in requests:
             if request.noise == "generator" and generator is None:
                 raise InvalidRequest("noise 'generator' needs the generator the picture was made with: pass it")
+        self._check_plans(requests)
+        _ = self.model.sha256  # here an unreadable file costs no finished picture
         checker = self._choose_checker()
         with torch.inference_mode(), memory_errors(requests[0]):
             result = Job(
@@ -175,9 +195,11 @@ class Pipeline:
             try:
                 while (event := events.get()) is not None:
                     yield event
-            except GeneratorExit:
-                cancellation.cancel()
-                raise
+            finally:
+                # Whatever stopped the caller (Ctrl-C too), the pool waits for its thread. A caller's own cancellation
+                # stays as it was once the work is done.
+                if not future.done():
+                    cancellation.cancel()
             yield future.result()
 
     @torch.inference_mode()
@@ -204,6 +226,25 @@ class Pipeline:
             if self._preview is None:
                 self._preview = Preview(self.model.autoencoder)
         return self._preview(latents)
+
+    def _check_names(self, fields: Mapping[str, Any]) -> None:
+        """Fields that name files must name this pipeline's. A `Request` may carry other names: it may come from a
+        record made elsewhere."""
+        own = {"model": {self.model.name, str(self.model.path)}, "vae": {str(self.model.vae_path)}}
+        for name in own.keys() & fields.keys():
+            if fields[name] is not None and str(fields[name]) not in own[name]:
+                raise InvalidRequest(
+                    f"{name} {str(fields[name])!r} is not what this pipeline was loaded with: "
+                    f"use load_pipeline({_LOADED_WITH[name].format(str(fields[name]))})"
+                )
+
+    def _check_plans(self, requests: Sequence[Request]) -> None:
+        """Refuse what the model's samplers can't do before any picture is painted; say once what they do otherwise."""
+        for request in dict.fromkeys(map(batch_key, requests)):
+            for note in (note for plan in make_plans(self.model, request) for note in plan.notes):
+                if note not in self._noted:
+                    self._noted.add(note)
+                    logger.warning("sampler %s: %s", request.sampler, note)
 
     def _choose_checker(self) -> Checker | None:
         with self._lock:

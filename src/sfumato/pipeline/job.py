@@ -22,11 +22,11 @@ from sfumato.pictures.opening import open_picture
 from sfumato.pictures.pixels import Pixels, mask_to_tensor, picture_to_tensor, pixels_sha256, to_pixels
 from sfumato.pictures.source import ImageSource
 from sfumato.pictures.watermark import mark
-from sfumato.pipeline.batch import Batch, Generators, Inputs, batch_key, generate_batch, noise_source
+from sfumato.pipeline.batch import Batch, Generators, Inputs, batch_key, generate_batch, make_plans, noise_source
 from sfumato.pipeline.conditioning import Conditioning, encode_request, stack, stackable
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
-from sfumato.progress import Cancellation, OnProgress, Progress
+from sfumato.progress import Cancellation, OnProgress, Progress, Stage
 from sfumato.runtime import processor_name
 from sfumato.safety.policy import screen
 from sfumato.safety.verdict import Checker, Verdict
@@ -82,7 +82,7 @@ class Job:
                     brownian_seeds=seeds,
                     one_generator=isinstance(self.generator, torch.Generator),
                 )
-                images = generate_batch(batch, self._on_step(first, calls))
+                images = generate_batch(batch, self._on_step(first, requests[0], calls), self._on_decoded(first, batch))
             self.cancellation.check()
             with clock("finish"):
                 self._finish(images, requests, batch.conditioning, checker, results)
@@ -132,7 +132,9 @@ class Job:
             latents=self.latents[pictures] if self.latents is not None else None,
         )
 
-    def _on_step(self, first: int, calls: _Calls) -> Callable[[StepInfo], None]:
+    def _on_step(self, first: int, request: Request, calls: _Calls) -> Callable[[StepInfo], None]:
+        planned = sum(plan.steps for plan in make_plans(self.pipeline.model, request))
+
         def on_step(step: StepInfo) -> None:
             self.cancellation.check()
             calls.note(step)
@@ -140,8 +142,8 @@ class Job:
             self.on_progress(
                 Progress(
                     stage="denoise",
-                    step=step.index + 1,
-                    steps=step.steps or step.index + 1,
+                    step=calls.steps,
+                    steps=planned if step.steps else calls.steps,
                     image=first,
                     images=len(self.requests),
                     sigma=step.sigma,
@@ -150,6 +152,16 @@ class Job:
             )
 
         return on_step
+
+    def _on_decoded(self, first: int, batch: Batch) -> Callable[[int], None]:
+        def on_decoded(count: int) -> None:
+            self.cancellation.check()
+            self._tell("decode", count, len(batch.requests), first)
+
+        return on_decoded
+
+    def _tell(self, stage: Stage, step: int, steps: int, first: int) -> None:
+        self.on_progress(Progress(stage=stage, step=step, steps=steps, image=first, images=len(self.requests)))
 
     def _finish(
         self,
@@ -161,6 +173,8 @@ class Job:
     ) -> None:
         """Pixels, safety, watermark, provenance."""
         pixels = to_pixels(images, PROFILES[requests[0].profile].rounding)
+        if checker is not None:
+            self._tell("check", 0, len(requests), len(results.images))
         pictures, verdicts = screen([Image.fromarray(p) for p in pixels], checker, self.pipeline.safety)
         for request, picture, verdict, cut in zip(requests, pictures, verdicts, conditioning.cut, strict=True):
             finished, state = _marked(picture) if self.pipeline.watermark else (_array(picture), "off")
@@ -204,15 +218,18 @@ class _Clock:
 
 
 class _Calls:
-    """Counts model calls over the passes of one batch (two, with `upscale`), each of which counts from its start."""
+    """Counts steps and model calls over the passes of one batch (two, with `upscale`), each of which counts from its
+    start."""
 
     def __init__(self) -> None:
+        self.steps = 0
         self.passes: list[int] = []
 
     def note(self, step: StepInfo) -> None:
         if step.index == 0:
             self.passes.append(0)
         self.passes[-1] = step.calls
+        self.steps += 1
 
     @property
     def total(self) -> int:
