@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -16,7 +17,7 @@ from sfumato.cli.options import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given
 from sfumato.cli.progress_bar import Tracker, tracking
 from sfumato.cli.prompts import requests_for
 from sfumato.cli.settings import read_settings
-from sfumato.cli.terminal import write_json, write_line, write_note
+from sfumato.cli.terminal import write_json, write_line
 from sfumato.diffusion.catalog import SAMPLERS
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.request import MAX_SEED, Request
@@ -109,7 +110,7 @@ def generate(
                 if not as_json:
                     tracker.write_line(str(picture.path))
                     if not SAMPLERS[picture.provenance.request.sampler].takes_steps:  # nobody else can tell its work
-                        write_note(f"{picture.path.name}: {picture.model_calls} UNet calls")
+                        sys.stderr.write(f"{picture.path.name}: {picture.model_calls} UNet calls\n")
             timings = {name: timings.get(name, 0.0) + took for name, took in generation.timings.items()}
         sheet_path = _sheet(made, where) if sheet else None
     if sheet_path is not None and not as_json:
