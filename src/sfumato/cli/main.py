@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -19,8 +19,8 @@ from sfumato.cli.inspect import inspect
 from sfumato.cli.interpolate import interpolate
 from sfumato.cli.models import models
 from sfumato.cli.replay import replay
-from sfumato.cli.terminal import log_to_stderr, silence_stdout, write_error
-from sfumato.errors import SfumatoError
+from sfumato.cli.terminal import log_to_stderr, silence, unwritable_results, write_error, write_traceback
+from sfumato.errors import InvalidRequest, SfumatoError
 
 INTERRUPTED = 130
 
@@ -71,7 +71,7 @@ app.command(rich_help_panel=_MODELS)(convert)
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """This process's command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # σ and ▀ where the encoding is an old one
@@ -89,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
         outcome = typer.main.get_command(app).main(list(arguments), prog_name="sfumato", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the results had enough
-        silence_stdout()
+        silence(sys.stdout)
         return 1
     except _UsageError as error:
         return _fail(error, _usage_message(error), 2, debug)
@@ -99,6 +99,8 @@ def run(arguments: Sequence[str]) -> int:
         write_error("stopped")
         return INTERRUPTED
     except Exception as error:
+        if isinstance(error, OSError) and (plain := _plain_reason()) is not None:
+            return _fail(error, str(plain), plain.exit_code, debug)
         reason = f"something unexpected went wrong ({type(error).__name__}: {error})"
         hint = "" if debug else ": run again with --debug, and report what it shows"
         return _fail(error, reason + hint, 1, debug)
@@ -114,9 +116,18 @@ def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
     return [word for word in words[:end] if word != "--debug"] + words[end:], "--debug" in words[:end]
 
 
+def _plain_reason() -> SfumatoError | None:
+    """What is wrong around the command, where that explains why the system refused something."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return InvalidRequest("the current folder was deleted: go to one that is there, with cd")
+    return unwritable_results()
+
+
 def _fail(error: Exception, message: str, code: int, debug: bool) -> int:
     if debug:
-        traceback.print_exception(error)
+        write_traceback(error)
     write_error(message)
     return code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -17,6 +18,8 @@ from rich.console import Console
 
 from sfumato.pictures.pixels import Pixels
 
+_log = logging.getLogger(__name__)
+
 _WIDEST = 64  # columns a picture; more shows more of it but scrolls the rest away
 _NARROWEST = 28  # columns below which a picture moves to the next row
 _GAP = 2
@@ -27,10 +30,24 @@ _SYSTEMS = {"truecolor": ColorSystem.TRUECOLOR, "256": ColorSystem.EIGHT_BIT, "s
 
 
 def wanted(choice: bool | None) -> bool:
-    """Whether to show: as the flag says, else where stdout is a terminal that has colours and isn't asked for none."""
-    if choice is not None:
-        return choice
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")
+    """Whether to show: what the flag says, else where stdout is a terminal; and nowhere that colours are unwelcome."""
+    if choice is False or (choice is None and not sys.stdout.isatty()):
+        return False
+    reason = _hindrance()
+    if choice and reason is not None:
+        _log.warning("the pictures are not shown: %s", reason)
+    return reason is None
+
+
+def _hindrance() -> str | None:
+    """Why pictures, which are nothing but colours, can't be drawn."""
+    if os.environ.get("NO_COLOR"):
+        return "NO_COLOR is set"
+    if os.environ.get("TERM") == "dumb":
+        return "this terminal has no colours (TERM is dumb)"
+    if not (sys.stdout.isatty() or sys.stderr.isatty()):
+        return "this is not a terminal"
+    return None
 
 
 def show(pictures: Sequence[Pixels], captions: Sequence[str]) -> None:
@@ -39,14 +56,13 @@ def show(pictures: Sequence[Pixels], captions: Sequence[str]) -> None:
     They go to stdout where that is a terminal, else to stderr, so that a pipe gets nothing but paths.
     """
     stream = sys.stdout if sys.stdout.isatty() else sys.stderr
-    detected = Console(file=stream).color_system if stream.isatty() else None
     size = shutil.get_terminal_size((100, 40))
     text = rendered(
         pictures,
         captions,
         columns=size.columns,
         lines=size.lines,
-        system=_SYSTEMS.get(detected or "truecolor", ColorSystem.TRUECOLOR),
+        system=_SYSTEMS.get(Console(file=stream).color_system or "truecolor", ColorSystem.TRUECOLOR),
     )
     stream.write(text)
     stream.flush()

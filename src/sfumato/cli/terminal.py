@@ -50,13 +50,22 @@ def write_json(value: Any) -> None:
 
 def write_error(message: str) -> None:
     """One line, whatever the message holds."""
-    _write_note(f"sfumato: {' '.join(message.split())}")
+    write_note(f"sfumato: {' '.join(message.split())}")
+
+
+def write_note(line: str) -> None:
+    """One line for people. Where nobody can be told, the exit code still says how it went."""
+    try:
+        sys.stderr.write(visible(line) + "\n")
+        sys.stderr.flush()
+    except OSError:
+        silence(sys.stderr)
 
 
 def write_traceback(error: BaseException) -> None:
     """Where an error came from, for `--debug`."""
     for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
-        _write_note(line)
+        write_note(line)
 
 
 def stdout_console() -> Console:
@@ -107,15 +116,13 @@ class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = " ".join(record.getMessage().split())
         shown = line if len(line) <= _LONGEST_NOTE else line[: _LONGEST_NOTE - 1] + "…"  # a cut prompt may be a book
-        _write_note(f"{record.levelname.lower()}: {shown}")
+        write_note(f"{record.levelname.lower()}: {shown}")
 
 
-def refused_results() -> OutputError | None:
-    """Why stdout doesn't take the results, if it doesn't: what is still waiting there is written once more."""
+def unwritable_results() -> OutputError | None:
+    """Why stdout doesn't take the results, if it doesn't: writing what is still waiting there is tried once more."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
         silence(sys.stdout)
         reason = error.strerror or str(error)
@@ -125,18 +132,11 @@ def refused_results() -> OutputError | None:
 
 def silence(stream: TextIO) -> None:
     """Nothing more can be written there, and Python's own flush at the end must not complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _write_result(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()  # whoever reads a pipe has each path when its picture is there
-
-
-def _write_note(line: str) -> None:
-    """Where nobody can be told, the exit code still says how it went."""
-    try:
-        sys.stderr.write(visible(line) + "\n")
-        sys.stderr.flush()
-    except OSError:
-        silence(sys.stderr)
