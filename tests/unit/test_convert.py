@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,72 @@ def test_a_tokenizer_that_is_v1s_is_not_repeated_in_the_file(tmp_path: Path) -> 
     convert(tmp_path / "model", tmp_path / "model.safetensors", layout="compvis")
     with open_model(tmp_path / "model.safetensors") as files:
         assert METADATA_KEY not in files.unet.checkpoint.metadata
+
+
+def _index(folder: Path) -> dict[str, object]:
+    values: dict[str, object] = json.loads((folder / "model_index.json").read_text())
+    return values
+
+
+def test_the_index_says_what_is_in_the_folder(tmp_path: Path) -> None:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    source = tmp_path / "source"
+    shutil.copytree(POCKET, source)
+    config = source / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "DDIMScheduler"}))
+    (source / "safety_checker").mkdir()
+    (source / "safety_checker" / "config.json").write_text("{}")
+    (source / "safety_checker" / "model.fp16.safetensors").write_bytes(b"taken along, not looked at")
+    convert(source, tmp_path / "out", layout="diffusers")
+    index = _index(tmp_path / "out")
+    assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
+    assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    assert index["feature_extractor"] == [None, None]  # the source has none
+    assert index["requires_safety_checker"] is False  # as the source says, though it brings a checker
+    (source / "model_index.json").write_text(json.dumps(_index(source) | {"requires_safety_checker": True}))
+    shutil.rmtree(source / "safety_checker")
+    convert(source, tmp_path / "without", layout="diffusers")
+    index = _index(tmp_path / "without")
+    assert (index["safety_checker"], index["requires_safety_checker"]) == ([None, None], True)
+    assert isinstance(StableDiffusionPipeline.from_pretrained(tmp_path / "without").scheduler, DDIMScheduler)
+
+
+def test_diffusers_and_we_read_the_shards_we_write(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    convert(POCKET, tmp_path / "shards", layout="diffusers", max_shard_size=2**20)
+    for name in WEIGHTS:
+        assert (tmp_path / "shards" / f"{name}.safetensors.index.json").is_file()
+        assert not (tmp_path / "shards" / f"{name}.safetensors").exists()
+    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    for part, kind in classes.items():
+        expected = kind.from_pretrained(POCKET / part).state_dict()
+        read = kind.from_pretrained(tmp_path / "shards" / part).state_dict()
+        assert all(torch.equal(read[name], tensor) for name, tensor in expected.items())
+    convert(tmp_path / "shards", tmp_path / "whole", layout="diffusers")
+    for name in WEIGHTS:
+        before, after = (load_file(root / f"{name}.safetensors") for root in (POCKET, tmp_path / "whole"))
+        assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    for layout, size in (("compvis", 2**20), ("diffusers", 0)):
+        with pytest.raises(InvalidRequest, match="max_shard_size"):
+            convert(POCKET, tmp_path / "x", layout=layout, max_shard_size=size)  # type: ignore[arg-type]
+
+
+def test_neither_the_source_nor_what_is_no_model_is_replaced(tmp_path: Path) -> None:
+    source = tmp_path / "models" / "mine"
+    shutil.copytree(POCKET, source)
+    for destination in (source, source.parent, tmp_path / "models" / "." / "mine"):
+        with pytest.raises(InvalidRequest, match="write elsewhere"):
+            convert(source, destination, layout="diffusers", overwrite=True)
+    with pytest.raises(InvalidRequest, match="write elsewhere"):
+        convert(POCKET, source, layout="diffusers", vae=source / "vae", overwrite=True)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "cat.png").write_bytes(b"cat")
+    with pytest.raises(OutputError, match="not a model's folder"):
+        convert(source, photos, layout="diffusers", overwrite=True)
+    assert (photos / "cat.png").read_bytes() == b"cat"
+    for _ in range(2):  # a folder that is a model is replaced
+        convert(source, tmp_path / "copy", layout="diffusers", overwrite=True)

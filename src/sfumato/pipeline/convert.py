@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.errors import InvalidRequest
+from sfumato.errors import InvalidRequest, OutputError
 from sfumato.files import atomic_folder, atomic_write, write_text
 from sfumato.models import autoencoder, clip_text, compvis, unet
 from sfumato.pipeline.model import read_tokenizer
@@ -29,7 +29,6 @@ _WEIGHT_FILES = {
     "text_encoder": "model.safetensors",
 }
 _PIPELINE_CLASSES = {
-    "scheduler": ["diffusers", "PNDMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -49,18 +48,39 @@ def convert(
     dtype: str | None = None,
     vae: Path | None = None,
     ema: bool = True,
+    max_shard_size: int | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write the model at `source` to `destination` in `layout`; `dtype` None keeps every tensor's own.
 
-    "diffusers" makes a folder, "compvis" one file: `.safetensors`, or `.ckpt` for programs that read nothing else. A
-    safety checker goes along into a folder; a single file has no place for one. `vae` and `ema` choose as in
-    `open_model`. The destination appears whole or not at all. Raises what opening and writing raise.
+    "diffusers" makes a folder, "compvis" one file: `.safetensors`, or `.ckpt` for programs that read nothing else
+    (which, unlike the others, is whole in memory while it is written). A safety checker goes along into a folder; a
+    single file has no place for one. `vae` and `ema` choose as in `open_model`. `max_shard_size`, in bytes, splits a
+    folder's larger weight files. The destination appears whole or not at all; `overwrite` replaces a file or a model's
+    folder. Raises what opening and writing raise.
     """
+    if max_shard_size is not None and (layout != "diffusers" or max_shard_size < 1):
+        raise InvalidRequest(f"max_shard_size {max_shard_size} must be 1 or more, and the layout diffusers")
+    _check_destination(destination, (source,) if vae is None else (source, vae), overwrite)
     if dtype is not None and dtype not in DTYPES:
         raise InvalidRequest(f"dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
     with open_model(source, vae=vae, ema=ema) as files:
-        _WRITERS[layout](files, destination, getattr(torch, dtype) if dtype else None, overwrite)
+        chosen = getattr(torch, dtype) if dtype else None
+        if layout == "diffusers":
+            _write_folder(files, destination, chosen, max_shard_size, overwrite)
+        else:
+            _write_single_file(files, destination, chosen, overwrite)
+
+
+def _check_destination(destination: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
+    """Refuse to replace what is being read, and folders that hold other things than a model."""
+    for source in sources:
+        if source.resolve().is_relative_to(destination.resolve()):
+            raise InvalidRequest(f"{destination}: is or holds what is to be converted ({source}): write elsewhere")
+    if not overwrite or not destination.is_dir() or (destination / "unet").is_dir():
+        return
+    if any(destination.iterdir()):
+        raise OutputError(f"{destination}: not a model's folder, and so not replaced: choose another one")
 
 
 class _Tensors:
@@ -83,7 +103,9 @@ class _Tensors:
         return self._read[name]()
 
 
-def _write_folder(files: ModelFiles, destination: Path, dtype: torch.dtype | None, overwrite: bool) -> None:
+def _write_folder(
+    files: ModelFiles, destination: Path, dtype: torch.dtype | None, max_shard_size: int | None, overwrite: bool
+) -> None:
     layouts = {"unet": unet.DIFFUSERS, "vae": autoencoder.DIFFUSERS, "text_encoder": clip_text.DIFFUSERS}
     with atomic_folder(destination, overwrite=overwrite) as folder:
         for name, part in files.parts.items():
@@ -92,27 +114,40 @@ def _write_folder(files: ModelFiles, destination: Path, dtype: torch.dtype | Non
             tensors = _Tensors(dtype)
             tensors.add(part, layouts[name])
             write_safetensors(
-                folder / name / _WEIGHT_FILES[name], tensors.infos, tensors.read, metadata={"format": "pt"}
+                folder / name / _WEIGHT_FILES[name],
+                tensors.infos,
+                tensors.read,
+                metadata={"format": "pt"},
+                max_shard_bytes=max_shard_size,
             )
         (folder / "scheduler").mkdir()
         _write_json(folder / "scheduler" / "scheduler_config.json", files.scheduler)
         (folder / "tokenizer").mkdir()
         for name, text in files.tokenizer.items():
             write_text(folder / "tokenizer" / name, text)
-        checked = files.safety_checker is not None
-        for name in _CHECKER_CLASSES:
-            if checked and (files.path / name).is_dir():
-                shutil.copytree(files.path / name, folder / name)
+        checkers = _copy_checker(files, folder)
         _write_json(
             folder / "model_index.json",
             {
                 "_class_name": "StableDiffusionPipeline",
                 "_diffusers_version": "0.12.0",
+                "scheduler": ["diffusers", files.scheduler.get("_class_name", "PNDMScheduler")],
                 **_PIPELINE_CLASSES,
-                **(_CHECKER_CLASSES if checked else {name: [None, None] for name in _CHECKER_CLASSES}),
-                "requires_safety_checker": checked,
+                **checkers,
+                "requires_safety_checker": files.requires_safety_checker,
             },
         )
+
+
+def _copy_checker(files: ModelFiles, folder: Path) -> dict[str, list[str] | list[None]]:
+    """Take the safety checker and its preprocessor along; what `model_index.json` then says of each."""
+    entries: dict[str, list[str] | list[None]] = {}
+    for name, classes in _CHECKER_CLASSES.items():
+        there = files.safety_checker is not None and (files.path / name).is_dir()
+        if there:
+            shutil.copytree(files.path / name, folder / name)
+        entries[name] = classes if there else [None, None]
+    return entries
 
 
 def _write_single_file(files: ModelFiles, destination: Path, dtype: torch.dtype | None, overwrite: bool) -> None:
@@ -168,9 +203,3 @@ def _without_repetition(tokenizer: Mapping[str, str]) -> dict[str, str]:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
-
-
-_WRITERS: Mapping[LayoutName, Callable[[ModelFiles, Path, torch.dtype | None, bool], None]] = {
-    "diffusers": _write_folder,
-    "compvis": _write_single_file,
-}

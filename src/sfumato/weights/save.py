@@ -32,9 +32,10 @@ def write_safetensors(
     """Write `tensors` to `path`, asking `produce(name)` for each when its turn comes. Returns the files written.
 
     More than `max_shard_bytes` of them are split as the Hub's libraries do: `…-00001-of-00003.safetensors` and an index
-    `….safetensors.index.json` beside them (one tensor larger than that has a shard to itself). Either all the files
-    appear or none. Raises `OutputError` (exists already, disk full…), or `CheckpointError` when `produce` returns a
-    shape or dtype other than announced.
+    `….safetensors.index.json` beside them (one tensor larger than that has a shard to itself). Each file appears whole
+    or not at all, the index last: where it is, every shard is. Where a shard can't get its name in the end, those that
+    did remain without an index. Raises `OutputError` (exists already, disk full…), or `CheckpointError` when `produce`
+    returns a shape or dtype other than announced.
     """
     for name, info in tensors.items():
         if info.dtype not in _NAMES:
