@@ -62,6 +62,8 @@ def test_interpolate_makes_a_moving_picture(cli: Cli, suffix: str) -> None:
         assert (walk.n_frames, walk.size) == (3, (64, 64))
     again = cli("interpolate", "red heart", "blue heart", "--frames", "3", "--out", f"walk.{suffix}", *QUICK)
     assert again.code == 1 and "already exists" in again.err
+    huge = cli("interpolate", "a", "b", "--frames", "10000", "--width", "2048", "--out", "huge.gif", *QUICK)
+    assert huge.code == 2 and "10000 frames of 2048×64 don't fit a .gif: at most 2048 do" in huge.errors[0]
     numbered = cli("interpolate", "a", "b", "--frames", "2", "--out", "walks", "--json", *QUICK)
     assert json.loads(numbered.out)["path"] == "walks/00001-0-a-to-b.webp"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -12,9 +14,9 @@ import pytest
 from PIL import Image, ImageSequence
 
 from recorded import record
-from sfumato.errors import InvalidRequest, MissingExtra, OutputError
+from sfumato.errors import Cancelled, InvalidRequest, MissingExtra, OutputError
 from sfumato.pictures.pixels import Pixels
-from sfumato.pipeline.animation import save_animation
+from sfumato.pipeline.animation import check_size, save_animation
 from sfumato.pipeline.request import Request
 
 RECORD = record(Request(prompt="a red heart, süß"), width=33, height=31)
@@ -98,3 +100,40 @@ def test_frames_too_large_for_the_format_are_one_line(tmp_path: Path) -> None:
         save_animation([np.zeros((1, 17_000, 3), np.uint8)] * 2, tmp_path / "walk.webp")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
+def test_frames_are_written_as_they_come(tmp_path: Path, suffix: str) -> None:
+    made: list[weakref.ref[Pixels]] = []
+    most = 0
+
+    def walk() -> Iterator[Pixels]:
+        nonlocal most
+        for i in range(12):
+            frame = np.full((32, 32, 3), 20 * i, np.uint8)
+            made.append(weakref.ref(frame))
+            most = max(most, sum(other() is not None for other in made))
+            yield frame
+
+    path = save_animation(walk(), tmp_path / f"walk{suffix}")
+    assert path.exists() and len(made) == 12 and most <= 4
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
+@pytest.mark.parametrize("error", [RuntimeError("the model broke"), Cancelled("stopped"), OSError("no input")])
+def test_what_fails_while_frames_are_made_is_raised_as_it_is(tmp_path: Path, suffix: str, error: Exception) -> None:
+    def walk() -> Iterator[Pixels]:
+        yield from frames(2)
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        save_animation(walk(), tmp_path / f"walk{suffix}")
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_frames_than_memory_holds_are_refused_before_they_are_made() -> None:
+    check_size(".gif", 1024, 512, 512)  # 2**28 pixels
+    check_size(".mp4", 10_000, 512, 512)  # written as they come
+    with pytest.raises(InvalidRequest, match=r"1025 frames of 512×512 don't fit a \.webp: at most 1024 do"):
+        check_size(".webp", 1025, 512, 512)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated
 
 import typer
 
 from sfumato.cli.loading import Models
-from sfumato.cli.options import IMAGES, OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Overwrite, with_flags
+from sfumato.cli.options import (
+    IMAGES,
+    OUTPUT,
+    PICTURE,
+    REQUEST_FLAGS,
+    RUN_FLAGS,
+    Given,
+    Json,
+    Out,
+    Overwrite,
+    with_flags,
+)
 from sfumato.cli.progress_bar import tracking
 from sfumato.cli.settings import read_settings
 from sfumato.cli.terminal import write_json, write_line
 
 _FLAGS = tuple(flag for flag in REQUEST_FLAGS if flag.panel != IMAGES or flag.name.startswith("upscale"))
+_RUN = tuple(flag for flag in RUN_FLAGS if flag.name not in ("batch_size", "deterministic"))  # frames run one by one
 
 
-@with_flags(*_FLAGS, *RUN_FLAGS)
+@with_flags(*_FLAGS, *_RUN)
 def interpolate(
     given: Given,
     first: Annotated[str, typer.Argument(metavar="PROMPT_A", help="Where it starts.", show_default=False)],
@@ -30,28 +43,18 @@ def interpolate(
         ),
     ] = None,
     fps: Annotated[float, typer.Option(metavar="X", help="Frames a second.", rich_help_panel=OUTPUT)] = 12.0,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="PATH",
-            help="NAME.gif, .webp or .mp4, or a folder. [dim]\\[pictures][/dim]",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
+    out: Out = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Walk from one prompt to another, frame by frame.
+    """Walk from one prompt to another, frame by frame, into a .gif, .webp or .mp4.
 
     sfumato interpolate "red heart" "blue heart" --frames 30 --out walk.gif
     """
     import numpy as np
 
     from sfumato.cli.destination import animation_path, make_folder
-    from sfumato.pipeline.animation import save_animation
+    from sfumato.pipeline.animation import check_size, save_animation
     from sfumato.pipeline.interpolate import check_walk
     from sfumato.pipeline.interpolate import interpolate as walk
 
@@ -63,12 +66,20 @@ def interpolate(
     path = animation_path(out or run.out, start.seed, f"{first} to {last}", fps=fps, overwrite=overwrite)
     with tracking(frames) as tracker:
         pipeline = Models(run, tracker.on_progress).pipeline(start)
-        made = list(walk(pipeline, start, end, frames, on_progress=tracker.on_progress))
-    pixels = [np.asarray(generation.images[0]) for generation in made]
-    make_folder(path.parent)
-    save_animation(pixels, path, fps=fps, provenance=made[0].provenance[0], overwrite=overwrite)
+        start, end = pipeline.resolve(start), pipeline.resolve(end)
+        check_size(path.suffix, frames, *(round((side or 0) * start.upscale) for side in (start.width, start.height)))
+        made = walk(pipeline, start, end, frames, on_progress=tracker.on_progress)
+        beginning = next(made)
+        make_folder(path.parent)
+        save_animation(
+            (np.asarray(generation.images[0]) for generation in chain([beginning], made)),
+            path,
+            fps=fps,
+            provenance=beginning.provenance[0],
+            overwrite=overwrite,
+        )
     if as_json:
-        requests = [generation.requests[0].to_dict() for generation in (made[0], made[-1])]
-        write_json({"path": str(path), "frames": frames, "fps": fps, "first": requests[0], "last": requests[1]})
+        ends = {"first": start.to_dict(), "last": end.to_dict()}
+        write_json({"path": str(path), "frames": frames, "fps": fps, **ends})
     else:
         write_line(str(path))
