@@ -19,8 +19,8 @@ from sfumato.cli.inspect import inspect
 from sfumato.cli.interpolate import interpolate
 from sfumato.cli.models import models
 from sfumato.cli.replay import replay
-from sfumato.cli.terminal import log_to_stderr, silence, unwritable_results, write_error, write_traceback
-from sfumato.errors import InvalidRequest, SfumatoError
+from sfumato.cli.terminal import guarded_stdout, log_to_stderr, silence, write_error, write_traceback
+from sfumato.errors import SfumatoError
 
 INTERRUPTED = 130
 
@@ -86,8 +86,9 @@ def run(arguments: Sequence[str]) -> int:
     arguments, debug = _without_debug(arguments)
     log_to_stderr(debug=debug)
     try:
-        outcome = typer.main.get_command(app).main(list(arguments), prog_name="sfumato", standalone_mode=False)
-        sys.stdout.flush()
+        with guarded_stdout():
+            outcome = typer.main.get_command(app).main(list(arguments), prog_name="sfumato", standalone_mode=False)
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever read the results had enough
         silence(sys.stdout)
         return 1
@@ -99,8 +100,8 @@ def run(arguments: Sequence[str]) -> int:
         write_error("stopped")
         return INTERRUPTED
     except Exception as error:
-        if isinstance(error, OSError) and (plain := _plain_reason()) is not None:
-            return _fail(error, str(plain), plain.exit_code, debug)
+        if isinstance(error, FileNotFoundError) and _is_nowhere():
+            return _fail(error, "the current folder was deleted: go to one that is there, with cd", 2, debug)
         reason = f"something unexpected went wrong ({type(error).__name__}: {error})"
         hint = "" if debug else ": run again with --debug, and report what it shows"
         return _fail(error, reason + hint, 1, debug)
@@ -116,13 +117,13 @@ def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
     return [word for word in words[:end] if word != "--debug"] + words[end:], "--debug" in words[:end]
 
 
-def _plain_reason() -> SfumatoError | None:
-    """What is wrong around the command, where that explains why the system refused something."""
+def _is_nowhere() -> bool:
+    """Whether the folder this process is in was deleted: asking for it is what the system then refuses."""
     try:
         Path.cwd()
     except FileNotFoundError:
-        return InvalidRequest("the current folder was deleted: go to one that is there, with cd")
-    return unwritable_results()
+        return True
+    return False
 
 
 def _fail(error: Exception, message: str, code: int, debug: bool) -> int:

@@ -12,13 +12,17 @@ import os
 import sys
 import traceback
 import unicodedata
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from sfumato.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+_Done = TypeVar("_Done")
 
 _LONGEST_NOTE = 400
 _PIPED_WIDTH = 160  # characters of a table that goes to a file or another program
@@ -119,15 +123,37 @@ class _LineHandler(logging.Handler):
         write_note(f"{record.levelname.lower()}: {shown}")
 
 
-def unwritable_results() -> OutputError | None:
-    """Why stdout doesn't take the results, if it doesn't: writing what is still waiting there is tried once more."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        silence(sys.stdout)
-        reason = error.strerror or str(error)
-        return OutputError(f"the results could not be written to stdout ({reason}): send them somewhere else")
-    return None
+@contextmanager
+def guarded_stdout() -> Iterator[None]:
+    """Whatever writes results inside, ours or a library, gets an `OutputError` where stdout doesn't take them."""
+    with redirect_stdout(cast(TextIO, _Results(sys.stdout))):
+        yield
+
+
+class _Results:
+    """A text stream that is another one but for the error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._guarded(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        self._guarded(self._stream.flush)
+
+    def _guarded(self, act: Callable[[], _Done]) -> _Done:
+        try:
+            return act()
+        except BrokenPipeError:  # no failure: whoever read the results had enough
+            raise
+        except OSError as error:
+            silence(self._stream)
+            reason = error.strerror or str(error)
+            raise OutputError(f"the results can't be written to stdout ({reason}): send them elsewhere") from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def silence(stream: TextIO) -> None:
