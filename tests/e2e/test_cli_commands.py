@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,6 +166,20 @@ def test_inspect_a_picture_of_ours_and_of_another_program(cli: Cli) -> None:
     Image.new("RGB", (8, 8)).save("theirs.png", pnginfo=info)
     theirs = json.loads(cli("inspect", "theirs.png", "--json").out)
     assert theirs["settings"]["prompt"] == "a cat" and theirs["settings"]["negative_prompt"] == "dog"
+
+
+def test_inspect_reads_a_picture_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save("plain.png")
+    opened: list[str] = []
+    original = Path.open
+
+    def counted(self: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(self.name)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", counted)
+    document = json.loads(cli("inspect", "plain.png", "--json").out)
+    assert document["program"] is None and opened.count("plain.png") == 1
 
 
 def test_inspect_and_convert_a_model(cli: Cli) -> None:

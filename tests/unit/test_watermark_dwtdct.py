@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sfumato.pictures.pixels import Pixels, psnr
-from sfumato.pictures.watermark import MESSAGE, add_watermark, mark, matching_bits, read_watermark, too_small
+from sfumato.pictures.watermark import MESSAGE, add_watermark, mark, read_watermark, too_small
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "watermark"
 SIZES = [(256, 256), (259, 301)]
@@ -32,6 +32,13 @@ def golden(height: int, width: int) -> Pixels:
     return np.array(Image.open(GOLDEN / f"{width}x{height}.png"))
 
 
+def matching_bits(pixels: Pixels) -> int:
+    """How many of the mark's 136 bits a picture gives back: about 68 by chance."""
+    found = read_watermark(pixels)
+    assert found is not None
+    return sum(8 - (a ^ b).bit_count() for a, b in zip(found, MESSAGE, strict=True))
+
+
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_marks_as_the_original_does(height: int, width: int) -> None:
     difference = np.abs(add_watermark(synthetic(height, width)).astype(int) - golden(height, width))
@@ -42,13 +49,12 @@ def test_marks_as_the_original_does(height: int, width: int) -> None:
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_reads_what_the_original_marked(height: int, width: int) -> None:
     assert read_watermark(golden(height, width)) == b"StableDiffusionV1"
-    assert matching_bits(golden(height, width)) == 136
 
 
 def test_reads_nothing_from_an_unmarked_picture() -> None:
     picture = synthetic(256, 256)
     assert read_watermark(picture) != MESSAGE
-    assert 40 < (matching_bits(picture) or 0) < 96  # 68 ± 4.8 standard deviations of coin tosses
+    assert 40 < matching_bits(picture) < 96  # 68 ± 4.8 standard deviations of coin tosses
 
 
 def test_is_invisible() -> None:
@@ -62,7 +68,7 @@ def test_is_invisible() -> None:
 def test_survives_jpeg(tmp_path: Path) -> None:
     marked = add_watermark(synthetic(512, 512))
     Image.fromarray(marked).save(tmp_path / "a.jpg", quality=95, subsampling=0)
-    assert (matching_bits(np.array(Image.open(tmp_path / "a.jpg"))) or 0) > 120
+    assert matching_bits(np.array(Image.open(tmp_path / "a.jpg"))) > 120
 
 
 def test_the_majority_of_the_blocks_decides_each_bit() -> None:
@@ -83,7 +89,6 @@ def test_leaves_small_pictures_alone() -> None:
     assert state == "too small"
     assert np.array_equal(marked, picture)
     assert read_watermark(picture) is None
-    assert matching_bits(picture) is None
     assert np.array_equal(add_watermark(picture), picture)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -14,12 +15,12 @@ import typer
 from sfumato.cli.options import Json
 from sfumato.cli.terminal import facts, stdout_console, table, write_json
 from sfumato.errors import InvalidRequest, MissingExtra
+from sfumato.weights.registry import WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:
     from sfumato.pipeline.model_files import Part
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
-_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def inspect(
@@ -31,7 +32,7 @@ def inspect(
     """Show how a picture was made, whoever's program made it; or a model's layout, parts, sizes and dtypes."""
     path = Path(target)
     suffix = path.suffix.lower()
-    is_picture = not path.is_dir() and (suffix in _PICTURES or (path.is_file() and suffix not in _WEIGHTS))
+    is_picture = not path.is_dir() and (suffix in _PICTURES or (path.is_file() and suffix not in WEIGHT_SUFFIXES))
     about = _picture(path) if is_picture else _model(target)
     if as_json:
         write_json(about)
@@ -49,33 +50,34 @@ def show_model(name: Annotated[str, typer.Argument(metavar="NAME", show_default=
 
 
 def _picture(path: Path) -> dict[str, Any]:
-    from sfumato.pictures.opening import open_picture
-    from sfumato.pipeline.metadata import read_parameters, read_provenance
+    from sfumato.pictures.opening import decode_picture, read_bounded
+    from sfumato.pipeline.metadata import parameters_of, provenance_of
 
-    picture, source = open_picture(path)
+    data, name = read_bounded(path), str(path)
+    picture = decode_picture(data, name)
     about: dict[str, Any] = {
         "kind": "picture",
-        "path": str(path),
+        "path": name,
         "width": picture.width,
         "height": picture.height,
-        "sha256": source.sha256,
+        "sha256": hashlib.sha256(data).hexdigest(),
     }
-    if (provenance := read_provenance(path)) is not None:
+    if (provenance := provenance_of(data, name)) is not None:
         return about | {"program": "sfumato", "settings": json.loads(provenance.to_json())}
-    if (other := _other_dialect(path)) is not None:
+    if (other := _other_dialect(data, name)) is not None:
         return about | other
-    if (parameters := read_parameters(path)) is not None:
+    if (parameters := parameters_of(data, name)) is not None:
         texts = {"prompt": parameters.prompt, "negative_prompt": parameters.negative_prompt}
         return about | {"program": "A1111's format", "settings": texts | dict(parameters.settings)}
     return about | {"program": None, "settings": {}}
 
 
-def _other_dialect(path: Path) -> dict[str, Any] | None:
+def _other_dialect(data: bytes, name: str) -> dict[str, Any] | None:
     """What sd-parsers finds; None without it, or where it finds nothing."""
-    from sfumato.pipeline.dialects import read_settings
+    from sfumato.pipeline.dialects import settings_of
 
     try:
-        found = read_settings(path)
+        found = settings_of(data, name)
     except MissingExtra:
         return None
     if found is None:

@@ -83,11 +83,6 @@ def pixels_sha256(pixels: Pixels) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-def identical(a: Pixels, b: Pixels) -> bool:
-    """Whether two pictures (H, W, 3) have the same size and every byte in common."""
-    return a.shape == b.shape and bool(np.array_equal(a, b))
-
-
 def psnr(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio in dB of two 8-bit pictures of one size; infinite when they are identical."""
     if a.shape != b.shape:

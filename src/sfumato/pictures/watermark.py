@@ -34,7 +34,7 @@ def mark(pixels: Pixels) -> tuple[Pixels, State]:
     """The marked picture (H, W, 3) and what to record of it.
 
     "unreadable" where the method fails, here as in the original: on white, black or pure colours its changes are
-    clipped away, and in smooth chroma they hide each other. Some bits are then still there (`matching_bits`).
+    clipped away, and in smooth chroma they hide each other.
     """
     if too_small(pixels.shape[1], pixels.shape[0]):
         return pixels, "too small"
@@ -83,18 +83,6 @@ def read_watermark(pixels: Pixels, length: int = len(MESSAGE)) -> bytes | None:
     carriers = np.bincount(bits, minlength=length * 8)
     share: Floats = np.bincount(bits, weights=votes, minlength=length * 8) / np.maximum(carriers, 1)
     return np.packbits(share * 255 > 127).tobytes()
-
-
-def matching_bits(pixels: Pixels, message: bytes = MESSAGE) -> int | None:
-    """How many bits of `message` the picture (H, W, 3) RGB gives back: of 136 about 68 by chance, 90 hardly ever.
-
-    None where it is `too_small`.
-    """
-    found = read_watermark(pixels, len(message))
-    if found is None:
-        return None
-    wrong = sum((a ^ b).bit_count() for a, b in zip(found, message, strict=True))
-    return len(message) * 8 - wrong
 
 
 def _embed(low: Floats, bits: Pixels) -> Floats:

@@ -28,9 +28,14 @@ def read_settings(path: Path) -> Settings | None:
 
     `MissingExtra` without sd-parsers, `InvalidRequest` where the picture is broken.
     """
+    return settings_of(read_bounded(path), str(path))
+
+
+def settings_of(data: bytes, name: str) -> Settings | None:
+    """`read_settings` for a file's bytes; `name` is what errors call it."""
     parsers = require("sd_parsers.parsers", extra="inspect").MANAGED_PARSERS
     # Its parsers get the text alone: its own file reading has no limits, and mixes up pictures read one after another.
-    texts = texts_of(read_bounded(path), str(path))
+    texts = texts_of(data, name)
     for parser in parsers:
         # On text that isn't their dialect the parsers raise whatever their code runs into.
         try:
