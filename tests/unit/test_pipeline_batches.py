@@ -46,7 +46,7 @@ def test_four_pictures_in_one_batch_are_those_made_one_by_one(
     events: list[Progress] = []
     together = batched.generate(requests, on_progress=events.append)
     assert {event.image for event in events if event.stage == "denoise"} == {0}  # one batch
-    assert [event.step for event in events if event.stage == "decode"] == [0, 1, 2, 3, 4]
+    assert [event.step for event in events if event.stage == "decode"] == [0, 4]
     alone = [one_by_one.generate(request) for request in requests]
     for request, picture, record, single in zip(requests, together.images, together.provenance, alone, strict=True):
         assert psnr(np.asarray(picture), np.asarray(single.images[0])) >= 60.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,7 +84,7 @@ def noise_source(requests: Sequence[Request], generator: Generators | None) -> t
 
 
 OnDecoded = Callable[[int], None]
-"""Told before the first picture is decoded, with 0, and after each, with how many are."""
+"""Told before the pictures of a pass are decoded, with 0, and afterwards, with how many they are."""
 
 
 def generate_batch(batch: Batch, on_step: sampling.OnStep, on_decoded: OnDecoded) -> Tensor:
@@ -97,7 +96,8 @@ def generate_batch(batch: Batch, on_step: sampling.OnStep, on_decoded: OnDecoded
     assert request.width and request.height
     strength = None if inputs.picture is None else request.strength
     picture = inputs.picture
-    images = decode(batch.model, _sample(batch, picture, inputs.mask, strength, on_step, inputs.latents), on_decoded)
+    latents = _sample(batch, picture, inputs.mask, strength, on_step, inputs.latents)
+    images = _decode(batch, latents, on_decoded)
     mask = inputs.mask
     if request.upscale > 1.0:
         width, height = (upscaled(side, request.upscale) for side in (request.width, request.height))
@@ -105,9 +105,17 @@ def generate_batch(batch: Batch, on_step: sampling.OnStep, on_decoded: OnDecoded
         if picture is not None and mask is not None:
             picture = interpolate(picture, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
             mask = interpolate(mask, size=(height, width))
-        images = decode(batch.model, _sample(batch, enlarged, mask, request.upscale_strength, on_step), on_decoded)
+        latents = _sample(batch, enlarged, mask, request.upscale_strength, on_step)
+        images = _decode(batch, latents, on_decoded)
     if picture is not None and mask is not None:
         images = torch.where(mask.to(images.device) > 0.5, images, picture.to(images))
+    return images
+
+
+def _decode(batch: Batch, latents: Tensor, on_decoded: OnDecoded) -> Tensor:
+    on_decoded(0)
+    images = decode(batch.model, latents)
+    on_decoded(len(images))
     return images
 
 
@@ -243,14 +251,13 @@ def encode(model: Model, picture: Tensor, draw: Draw, count: int = 1) -> Tensor:
     return posterior.sample(noise).float() * model.autoencoder.config.scaling_factor
 
 
-def decode(model: Model, latents: Tensor, on_decoded: OnDecoded = lambda count: None) -> Tensor:
+def decode(model: Model, latents: Tensor) -> Tensor:
     """Scaled latents (B, C, h, w) → pictures (B, 3, H, W) float32, about [-1, 1]; one by one, to bound the memory."""
     unscaled = (latents / model.autoencoder.config.scaling_factor).to(model.dtype)
-    images = []
-    on_decoded(0)
-    for one in unscaled.chunk(len(unscaled)):
+
+    def decode_one(one: Tensor) -> Tensor:
         image = model.autoencoder.decode(one)
-        check_finite(image, "the autoencoder", model.autoencoder, partial(model.autoencoder.decode, one))
-        images.append(image.float())
-        on_decoded(len(images))
-    return torch.cat(images)
+        check_finite(image, "the autoencoder", model.autoencoder, lambda: model.autoencoder.decode(one))
+        return image.float()
+
+    return torch.cat([decode_one(one) for one in unscaled.chunk(len(unscaled))])
