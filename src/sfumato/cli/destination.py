@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sfumato.errors import InvalidRequest, OutputError
-from sfumato.pipeline.saving import next_path, picture_suffix, save_numbered, save_picture
+from sfumato.files import write_bytes
+from sfumato.pipeline.animation import save_animation
+from sfumato.pipeline.saving import encode_picture, next_path, picture_suffix, save_numbered, save_picture
 from sfumato.runtime import require
 
 if TYPE_CHECKING:
@@ -40,51 +44,100 @@ class Destination:
         if self.file is not None:
             path = self.file if alone else self.file.with_stem(f"{self.file.stem}-sheet")
             return save_picture(pixels, path, provenance, overwrite=self.overwrite)
-        path = next_path(self.folder, provenance.request.seed, "sheet", self.suffix)
-        return save_picture(pixels, path, provenance)
+        data = encode_picture(pixels, self.suffix, provenance)
+        return _save_free(data, self.folder, provenance.request.seed, "sheet", self.suffix)
+
+    def save_animation(self, frames: Iterable[Pixels], provenance: Provenance, words: str, *, fps: float) -> Path:
+        """Write a moving picture from frames, taken as they come, and give its path. `words` name a numbered one."""
+        make_folder(self.folder)
+        if self.file is not None:
+            return save_animation(frames, self.file, fps=fps, provenance=provenance, overwrite=self.overwrite)
+        with TemporaryDirectory(prefix=".walk-", dir=self.folder) as hidden:  # which number is free only shows then
+            made = save_animation(frames, Path(hidden, f"walk{self.suffix}"), fps=fps, provenance=provenance)
+            return _save_free(made.read_bytes(), self.folder, provenance.request.seed, words, self.suffix)
 
 
-def destination(out: str, *, format: str | None, pictures: int, overwrite: bool, sheet: bool = False) -> Destination:  # noqa: A002
+def destination(
+    out: str,
+    *,
+    format: str | None,  # noqa: A002
+    preferred: str | None = None,
+    pictures: int,
+    overwrite: bool,
+    sheet: bool = False,
+) -> Destination:
     """Decide from `--out`: a path that ends like a picture is a file, every other one a folder.
 
+    `format` is a flag's, which must not contradict a file's name; `preferred` is a setting's, which yields to both.
     Raises `InvalidRequest` for several pictures to one file or an unknown format, `OutputError` where the file is
     there already or the place can't be written.
     """
-    path = Path(out).expanduser()
-    suffix = picture_suffix(f".{format.lstrip('.')}") if format else None
-    if path.is_dir() or not path.suffix:
+    path, is_folder = _place(out)
+    suffix, usual = (picture_suffix(f".{name.lstrip('.')}") if name else None for name in (format, preferred))
+    if is_folder:
         _check_writable(path)
-        return Destination(folder=path, file=None, suffix=suffix or ".png", overwrite=overwrite)
+        return Destination(folder=path, file=None, suffix=suffix or usual or ".png", overwrite=overwrite)
     chosen = picture_suffix(path.suffix)
     if suffix is not None and suffix != chosen:
         raise InvalidRequest(f"out {path.name!r} and format {suffix[1:]!r} contradict each other: leave one out")
     if pictures > 1:
         raise InvalidRequest(f"out {out!r} is one file, but {pictures} pictures are to be made: give a folder")
     for file in (path, path.with_stem(f"{path.stem}-sheet"))[: 1 + sheet]:
-        if not overwrite and os.path.lexists(file):
-            raise OutputError(f"{file}: already exists: pass --overwrite to replace it, or choose another name")
+        _check_free(file, overwrite)
     _check_writable(path.parent)
     return Destination(folder=path.parent, file=path, suffix=chosen, overwrite=overwrite)
 
 
-def animation_path(out: str, seed: int, words: str, *, fps: float, overwrite: bool) -> Path:
-    """The file for a moving picture: the one `out` names, or the next number in the folder it is, as WebP.
+def animation_destination(out: str, *, fps: float, overwrite: bool) -> Destination:
+    """Where a moving picture goes: the file `out` names, or, as WebP, the folder it is.
 
     Raises as `destination` does, and what `save_animation` would only find out when all frames are made.
     """
-    path = Path(out).expanduser()
-    if path.is_dir() or not path.suffix:
-        path = next_path(path, seed, words, ".webp")
-    elif path.suffix.lower() not in ANIMATED:
+    path, is_folder = _place(out)
+    suffix = ".webp" if is_folder else path.suffix.lower()
+    if suffix not in ANIMATED:
         raise InvalidRequest(f"animations can't be written as {path.suffix!r}: use {', '.join(ANIMATED)}")
-    elif not overwrite and os.path.lexists(path):
-        raise OutputError(f"{path}: already exists: pass --overwrite to replace it, or choose another name")
+    if not is_folder:
+        _check_free(path, overwrite)
     if not 0.1 <= fps <= 100:
         raise InvalidRequest(f"fps {fps:g} must be from 0.1 to 100")
-    if path.suffix.lower() == ".mp4":
+    if suffix == ".mp4":
         require("av", extra="video")
-    _check_writable(path.parent)
-    return path
+    folder = path if is_folder else path.parent
+    _check_writable(folder)
+    return Destination(folder=folder, file=None if is_folder else path, suffix=suffix, overwrite=overwrite)
+
+
+def animation_path(out: str, seed: int, words: str, *, fps: float, overwrite: bool) -> Path:
+    """The file for a moving picture, chosen now."""
+    where = animation_destination(out, fps=fps, overwrite=overwrite)
+    return where.file or next_path(where.folder, seed, words, where.suffix)
+
+
+def _place(out: str) -> tuple[Path, bool]:
+    """The path `--out` says, and whether it is a folder's: one that is there, has no suffix or ends in a slash."""
+    if not out:
+        raise InvalidRequest("out '' names nothing: give a file or a folder, such as pictures")
+    path = Path(out).expanduser()
+    return path, path.is_dir() or not path.suffix or out.endswith(("/", os.sep))
+
+
+def _save_free(data: bytes, folder: Path, seed: int, words: str, suffix: str) -> Path:
+    """Write a file under the next free number, whoever takes numbers meanwhile."""
+    while True:
+        path = next_path(folder, seed, words, suffix)
+        try:
+            write_bytes(path, data)
+        except OutputError:
+            if not os.path.lexists(path):
+                raise
+            continue  # another process took the number first
+        return path
+
+
+def _check_free(file: Path, overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(file):
+        raise OutputError(f"{file}: already exists: pass --overwrite to replace it, or choose another name")
 
 
 def _check_writable(folder: Path) -> None:

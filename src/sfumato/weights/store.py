@@ -171,6 +171,7 @@ def add(path: Path, *, name: str | None = None, overwrite: bool = False) -> Mode
     check = not overwrite or chosen in _embedded()
     if check:
         _check_free(chosen, read_records(), hub_id=None)
+    _check_model(location)
     files = hash_files(location.path)
     if not files:
         raise CheckpointError(f"{path}: has no weights ({', '.join(WEIGHT_SUFFIXES)})")
@@ -183,6 +184,16 @@ def add(path: Path, *, name: str | None = None, overwrite: bool = False) -> Mode
 
     change_records(change)
     return _from_record(record)
+
+
+def _check_model(location: ModelLocation) -> None:
+    """Raise `CheckpointError` where there is no model: a file whose header says nothing, a folder without a UNet."""
+    from sfumato.weights.checkpoint import open_checkpoint  # it imports torch
+
+    if location.kind == "file":
+        open_checkpoint(location.path).close()
+    elif not (location.path / "unet").is_dir():
+        raise CheckpointError(f"{location.path}: not a model folder: it has no folder unet")
 
 
 def remove(name: str, *, delete_files: bool = False) -> int:
