@@ -31,7 +31,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.run
 
 demo: $(VENV)/.run
-	@$(BIN)/sfumato generate "a red heart" "rocket" "flag: Japan" "cat face" --out pictures --sheet --show
+	@$(BIN)/sfumato generate "a red heart" "rocket" "flag: Japan" "cat face" --guidance-scale 5 --steps 25 \
+		--out pictures --sheet
+	@echo "The pictures are in $(CURDIR)/pictures"
 
 test: check
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
