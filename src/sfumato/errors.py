@@ -8,9 +8,16 @@ class SfumatoError(Exception):
 
 
 class InvalidRequest(SfumatoError, ValueError):
-    """A value the user chose can't work: unknown sampler, impossible size, steps out of range."""
+    """A value the user chose can't work: unknown sampler, impossible size, steps out of range.
+
+    `field` is the name of the setting it is about, where it is one's: programs can say where that was set.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "", *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class InvalidConfig(SfumatoError, ValueError):

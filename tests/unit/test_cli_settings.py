@@ -70,6 +70,14 @@ def test_a_wrong_value_names_where_it_was_set(tmp_path: Path, environment: dict[
         read_settings({"steps": "x", "sampler": "ddim"}, environment={}, folder=tmp_path).request("")
 
 
+def test_the_origin_is_the_one_of_the_value_that_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "sfumato.toml").write_text('spacing = "karras"\n')
+    settings = read_settings({"sampler": "plms"}, environment={}, folder=tmp_path)
+    with pytest.raises(InvalidRequest, match=r"^sampler 'plms' can't use .*\(set in .*sfumato\.toml\)$") as caught:
+        settings.request("")
+    assert caught.value.field == "spacing"
+
+
 @pytest.mark.parametrize("text", ["stepps = 3", 'prompt = "a cat"', 'mask = "x.png"', "[generate]\nsteps = 3"])
 def test_what_a_file_must_not_set_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "sfumato.toml").write_text(text)

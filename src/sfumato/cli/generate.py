@@ -19,8 +19,7 @@ from sfumato.cli.prompts import requests_for
 from sfumato.cli.settings import read_settings
 from sfumato.cli.terminal import write_json, write_line
 from sfumato.diffusion.catalog import SAMPLERS
-from sfumato.errors import InvalidRequest
-from sfumato.pipeline.request import MAX_SEED, Request
+from sfumato.pipeline.request import Request, counted
 
 if TYPE_CHECKING:
     from sfumato.cli.destination import Destination
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from sfumato.pipeline.generate import Generation
     from sfumato.pipeline.provenance import Provenance
 
-MAX_COUNT = 10_000
 MAX_LABEL = 160
 
 
@@ -92,7 +90,7 @@ def generate(
     from sfumato.cli.show import wanted
 
     settings = read_settings(given)
-    requests = _counted(requests_for(prompts or (), prompts_file, settings), count)
+    requests = counted(requests_for(prompts or (), prompts_file, settings), count)
     run = settings.run()
     where = destination(
         out or run.out,
@@ -133,16 +131,6 @@ def generations(requests: Sequence[Request], models: Models, tracker: Tracker) -
             tracker.begin(len(batch))
             yield pipeline.generate(batch, on_progress=tracker.on_progress)
             tracker.done(len(batch))
-
-
-def _counted(requests: Sequence[Request], count: int) -> list[Request]:
-    """Picture i of `count` takes seed + i."""
-    if not 1 <= count <= MAX_COUNT:
-        raise InvalidRequest(f"count {count} must be a whole number from 1 to {MAX_COUNT}")
-    highest = max(request.seed for request in requests)
-    if highest + count - 1 > MAX_SEED:
-        raise InvalidRequest(f"seed {highest} leaves no room for {count} pictures: seeds end at {MAX_SEED}")
-    return [request.replace(seed=request.seed + i) for request in requests for i in range(count)]
 
 
 def _saved(generation: Generation, where: Destination) -> Iterator[Made]:

@@ -46,9 +46,11 @@ class RunSettings:
         for field, kind in _RUN_TYPES.items():
             value = getattr(self, field)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise InvalidRequest(f"{field} {value!r} must be {_KIND_NAMES[kind]}")
+                raise InvalidRequest(f"{field} {value!r} must be {_KIND_NAMES[kind]}", field=field)
         if self.batch_size is not None and not 1 <= self.batch_size <= MAX_BATCH:
-            raise InvalidRequest(f"batch_size {self.batch_size} must be a whole number from 1 to {MAX_BATCH}")
+            raise InvalidRequest(
+                f"batch_size {self.batch_size} must be a whole number from 1 to {MAX_BATCH}", field="batch_size"
+            )
         check_choice("safety", self.safety, SAFETY_POLICIES)
 
 
@@ -99,10 +101,10 @@ class Settings:
         try:
             return make()
         except InvalidRequest as error:
-            origin = self.origins.get(str(error).partition(" ")[0])
+            origin = self.origins.get(error.field or "")
             if not origin:
                 raise
-            raise InvalidRequest(f"{error} (set in {origin})") from error
+            raise InvalidRequest(f"{error} (set in {origin})", field=error.field) from error
 
 
 def read_settings(

@@ -365,7 +365,7 @@ def check_choice(field: str, value: object, choices: Collection[str]) -> None:
         return
     near = difflib.get_close_matches(str(value).lower().replace("-", "_"), choices, n=1, cutoff=0.5)
     hint = f": did you mean {near[0]!r}?" if near else ":"
-    raise InvalidRequest(f"{field} {value!r} is unknown{hint} choose from {', '.join(choices)}")
+    raise InvalidRequest(f"{field} {value!r} is unknown{hint} choose from {', '.join(choices)}", field=field)
 
 
 def check_spacing(sampler: str, spacing: str) -> None:
@@ -374,7 +374,8 @@ def check_spacing(sampler: str, spacing: str) -> None:
     info = SAMPLERS[sampler]
     if spacing not in info.spacings:
         raise InvalidRequest(
-            f"sampler {sampler!r} can't use the spacing {spacing!r}: {info.excluded}; use {', '.join(info.spacings)}"
+            f"sampler {sampler!r} can't use the spacing {spacing!r}: {info.excluded}; use {', '.join(info.spacings)}",
+            field="spacing",
         )
 
 

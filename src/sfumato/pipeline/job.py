@@ -25,7 +25,7 @@ from sfumato.pictures.watermark import mark
 from sfumato.pipeline.batch import Batch, Generators, Inputs, batch_key, generate_batch, make_plans, noise_source
 from sfumato.pipeline.conditioning import Conditioning, encode_request, stack, stackable
 from sfumato.pipeline.provenance import Provenance
-from sfumato.pipeline.request import Request
+from sfumato.pipeline.request import Request, counted
 from sfumato.progress import Cancellation, OnProgress, Progress, Stage
 from sfumato.runtime import processor_name
 from sfumato.safety.policy import screen
@@ -238,8 +238,6 @@ class _Calls:
 
 def expand(prompt: str | Request | Sequence[str | Request], count: int, fields: Mapping[str, Any]) -> list[Request]:
     """One request a picture: `count` of each prompt, on seeds that rise by one."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 10_000:
-        raise InvalidRequest(f"count {count!r} must be a whole number from 1 to 10000")
     prompts = [prompt] if isinstance(prompt, (str, Request)) else list(prompt)
     if not prompts:
         raise InvalidRequest("no prompt was given")
@@ -250,7 +248,7 @@ def expand(prompt: str | Request | Sequence[str | Request], count: int, fields: 
         p.replace(**fields) if isinstance(p, Request) else Request.from_dict({"prompt": p, **_plain(fields)})
         for p in prompts
     ]
-    return [request.replace(seed=request.seed + i) for request in requests for i in range(count)]
+    return counted(requests, count)
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -15,6 +15,7 @@ from sfumato.pictures.source import ImageSource
 MAX_STEPS = 1000
 MAX_SIDE = 8192
 MAX_SEED = 2**63 - 1
+MAX_COUNT = 10_000  # pictures of one prompt
 
 Noise = Literal["cpu", "cuda", "generator"]
 PromptSyntax = Literal["plain", "weighted"]
@@ -155,24 +156,26 @@ class Request:
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise InvalidRequest(f"{name} must be text, not {type(value).__name__}")
+        raise InvalidRequest(f"{name} must be text, not {type(value).__name__}", field=name)
     try:
         value.encode()
     except UnicodeEncodeError as error:
         # Half a surrogate pair: no tokenizer, file or JSON can hold it.
-        raise InvalidRequest(f"{name} has a broken character at position {error.start}: give valid Unicode") from error
+        raise InvalidRequest(
+            f"{name} has a broken character at position {error.start}: give valid Unicode", field=name
+        ) from error
 
 
 def _check_integer(name: str, value: object, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(f"{name} {value!r} must be a whole number from {low} to {high}")
+        raise InvalidRequest(f"{name} {value!r} must be a whole number from {low} to {high}", field=name)
     return value
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
     # The comparison is also what refuses NaN and infinities.
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidRequest(f"{name} {value!r} must be a number from {low:g} to {high:g}")
+        raise InvalidRequest(f"{name} {value!r} must be a number from {low:g} to {high:g}", field=name)
     return float(value)
 
 
@@ -180,7 +183,17 @@ def _check_side(name: str, value: object) -> None:
     side = _check_integer(name, value, 8, MAX_SIDE)
     if side % 8:
         lower = side // 8 * 8
-        raise InvalidRequest(f"{name} {side} is not a multiple of 8: use {lower} or {lower + 8}")
+        raise InvalidRequest(f"{name} {side} is not a multiple of 8: use {lower} or {lower + 8}", field=name)
+
+
+def counted(requests: Sequence[Request], count: int) -> list[Request]:
+    """`count` requests for each, picture i on seed + i. Raises `InvalidRequest`."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
+        raise InvalidRequest(f"count {count!r} must be a whole number from 1 to {MAX_COUNT}", field="count")
+    highest = max(request.seed for request in requests)
+    if highest + count - 1 > MAX_SEED:
+        raise InvalidRequest(f"seed {highest} leaves no room for {count} pictures: seeds end at {MAX_SEED}")
+    return [request.replace(seed=request.seed + i) for request in requests for i in range(count)]
 
 
 def upscaled(side: int, factor: float) -> int:
@@ -190,13 +203,17 @@ def upscaled(side: int, factor: float) -> int:
 
 def _check_upscaled(name: str, side: int, factor: float) -> None:
     if upscaled(side, factor) > MAX_SIDE:
-        raise InvalidRequest(f"{name} {side} × upscale {factor:g} is more than {MAX_SIDE}: make one of them smaller")
+        raise InvalidRequest(
+            f"{name} {side} × upscale {factor:g} is more than {MAX_SIDE}: make one of them smaller", field=name
+        )
 
 
 def _interval(value: object) -> tuple[float, float]:
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise InvalidRequest(f"guidance_interval {value!r} must be two numbers: the lowest and the highest σ")
+        raise InvalidRequest(
+            f"guidance_interval {value!r} must be two numbers: the lowest and the highest σ", field="guidance_interval"
+        )
     low, high = (_number("guidance_interval", end, 0.0, 1e6) for end in value)
     if not low < high:
-        raise InvalidRequest(f"guidance_interval {low:g}..{high:g} must rise")
+        raise InvalidRequest(f"guidance_interval {low:g}..{high:g} must rise", field="guidance_interval")
     return low, high
