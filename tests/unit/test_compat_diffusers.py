@@ -162,6 +162,18 @@ def test_moving(folder: Path) -> None:
         pipe.to(torch.int8)
 
 
+def test_moving_by_name_or_number(pipe: StableDiffusionPipeline) -> None:
+    for places in ({"device": "cpu"}, {"torch_device": "cpu"}, {"device": torch.device("cpu"), "dtype": torch.float32}):
+        assert pipe.to(**places) is pipe
+    assert pipe.to(None, silence_dtype_warnings=True).device == torch.device("cpu")
+    assert pipe.to(torch_device="cpu", torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert pipe.to(dtype=torch.float32).dtype == torch.float32
+    with pytest.raises(InvalidRequest, match="2 devices were given, cpu and cuda"):
+        pipe.to("cpu", device="cuda")
+    with pytest.raises(InvalidRequest, match="device 'cuda:99'"):
+        pipe.to(99)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "float16", None])
 def test_dtypes(folder: Path, dtype: Any) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
@@ -177,6 +189,8 @@ def test_switches_without_effect(pipe: StableDiffusionPipeline) -> None:
         "disable_xformers_memory_efficient_attention",
         "enable_vae_slicing",
         "disable_vae_slicing",
+        "enable_vae_tiling",
+        "disable_vae_tiling",
     ):
         getattr(pipe, name)()
         assert "No effect" in getattr(type(pipe), name).__doc__
@@ -220,14 +234,27 @@ def test_the_first_names_of_the_input_pictures(pipe: StableDiffusionPipeline) ->
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"output_type": "latent"}, "output_type 'latent'"),
+        ({"output_type": "jpeg"}, "output_type 'jpeg'"),
+        ({"output_type": None}, "output_type None"),
         ({"callback": print}, "'callback'"),
+        ({"callback_on_step_end": print}, "'callback_on_step_end'"),
         ({"prompt_embeds": torch.zeros(1)}, "'prompt_embeds'"),
         ({"timesteps": [1]}, "'timesteps'"),
         ({"height": 33}, "height 33"),
         ({"num_inference_steps": 0}, "steps 0"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"negative_prompt": 3}, "negative_prompt must be"),
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1 pictures"),
+        ({"generator": 42}, "generator 42"),
+        ({"generator": [42]}, "generator 42"),
+        ({"guidance_scale": None}, "guidance_scale None"),
+        ({"guidance_scale": "7"}, "guidance_scale '7'"),
+        ({"guidance_scale": np.float32("nan")}, "guidance_scale nan"),
+        ({"num_images_per_prompt": None}, "num_images_per_prompt None"),
+        ({"num_images_per_prompt": True}, "num_images_per_prompt True"),
+        ({"eta": None}, "eta None"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, "not a ndarray"),
+        ({"latents": torch.zeros(4, 8, 8)}, "of shape (4, 8, 8)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
 )
@@ -250,11 +277,40 @@ def test_pictures_that_are_none_of_pils(pipe: StableDiffusionPipeline) -> None:
 
 def test_arguments_of_loading(folder: Path) -> None:
     StableDiffusionPipeline.from_pretrained(
-        folder, low_cpu_mem_usage=True, use_safetensors=True, feature_extractor=None, safety_checker=None
+        folder,
+        low_cpu_mem_usage=True,
+        use_safetensors=True,
+        feature_extractor=None,
+        safety_checker=None,
+        cache_dir="elsewhere",
+        local_files_only=True,
+        device_map=None,
+        quantization_config=None,
+        use_onnx=False,
     )
+    assert StableDiffusionPipeline.from_pretrained(folder, device_map="cpu").device == torch.device("cpu")
+    with pytest.raises(InvalidRequest, match="device 'abacus'"):
+        StableDiffusionPipeline.from_pretrained(folder, device_map="abacus")
+    with pytest.raises(InvalidRequest, match="never spread over several"):
+        StableDiffusionPipeline.from_pretrained(folder, device_map={"unet": 0})
+    with pytest.raises(InvalidRequest, match="'quantization_config'"):
+        StableDiffusionPipeline.from_pretrained(folder, quantization_config={"bits": 4})
     with pytest.raises(InvalidRequest, match="'custom_pipeline'"):
         StableDiffusionPipeline.from_pretrained(folder, custom_pipeline="mega")
     with pytest.raises(InvalidRequest, match="safety_checker can only be None"):
         StableDiffusionPipeline.from_pretrained(folder, safety_checker=print)
     with pytest.raises(InvalidRequest, match="int8"):
         StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.int8)
+
+
+def test_offloading_moves_the_model_whole_and_says_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    before = pipe("crown", generator=torch.Generator().manual_seed(1), **FAST).images[0]
+    for enable in (pipe.enable_model_cpu_offload, pipe.enable_sequential_cpu_offload):
+        caplog.clear()
+        enable(device="cpu")
+        assert "nothing is offloaded: the whole model stays on cpu" in caplog.text
+    after = pipe("crown", generator=torch.Generator().manual_seed(1), **FAST).images[0]
+    np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
+    with pytest.raises(InvalidRequest, match="cuda:99"):
+        pipe.enable_model_cpu_offload(gpu_id=99)

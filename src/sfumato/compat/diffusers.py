@@ -11,15 +11,17 @@ way we don't have is an error that names it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sfumato.compat.latents import keeping_latents
 from sfumato.compat.loading import LoadedPipeline
+from sfumato.compat.options import CallOptions, Prompts, checked_latents, plain, prompt_pairs
 from sfumato.compat.output import Images, StableDiffusionPipelineOutput
 from sfumato.compat.schedulers import (
     DDIMScheduler,
@@ -39,7 +41,7 @@ from sfumato.compat.schedulers import (
 )
 from sfumato.diffusion.catalog import SAMPLERS
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.generate import Generation
+from sfumato.pipeline.generate import Generation, Pipeline
 from sfumato.pipeline.request import Request
 
 __all__ = [
@@ -63,71 +65,54 @@ __all__ = [
     "UniPCMultistepScheduler",
 ]
 
-Prompts = str | Sequence[str]
-GeneratorOrList = torch.Generator | Sequence[torch.Generator]
 Output = StableDiffusionPipelineOutput | tuple[Images, list[bool] | None]
 
 
 class _Pipeline(LoadedPipeline):
     def _run(
         self,
-        prompt: Prompts,
+        prompt: Prompts | None,
+        options: Mapping[str, object],
         *,
-        num_inference_steps: int,
-        guidance_scale: float,
-        negative_prompt: Prompts | None,
-        num_images_per_prompt: int,
-        eta: float,
-        generator: GeneratorOrList | None,
-        output_type: str,
-        return_dict: bool,
-        clip_skip: int | None,
-        unknown: dict[str, object],
         init_image: Image.Image | None = None,
         mask: Image.Image | None = None,
         latents: Tensor | None = None,
-        **fields: Any,
+        **fields: object,
     ) -> Output:
-        """What the three classes' calls have in common; `fields` are further fields of `Request`."""
-        refused = [name for name, value in unknown.items() if value is not None]
-        if refused:
-            raise InvalidRequest(f"the argument {refused[0]!r} is not supported: leave it out")
-        if output_type not in ("pil", "np"):
-            raise InvalidRequest(f"output_type {output_type!r} is not supported: use 'pil' or 'np'")
+        """What the three classes' calls have in common: `options` are those of `CallOptions`, `fields` of `Request`."""
+        call = CallOptions.of(options)
         requests = [
             Request(
                 prompt=text,
                 negative_prompt=negative,
-                steps=num_inference_steps,
                 sampler=self.sampler,
                 spacing=self.spacing,
                 profile="diffusers",
                 # "only used with the DDIMScheduler, ignored in other schedulers" (diffusers)
-                eta=eta if SAMPLERS[self.sampler].takes_eta else 0.0,
+                eta=call.eta if SAMPLERS[self.sampler].takes_eta else 0.0,
                 # diffusers guides only above 1; below, it gives the plain answer too
-                guidance_scale=max(guidance_scale, 1.0),
-                clip_skip=clip_skip or 0,
-                **fields,
+                guidance_scale=max(call.guidance_scale, 1.0),
+                clip_skip=call.clip_skip or 0,
+                **{name: plain(value) for name, value in fields.items()},
             )
-            for text, negative in _pairs(prompt, negative_prompt)
+            for text, negative in prompt_pairs(prompt, call.negative_prompt)
         ]
+        pipeline, keeper = self.pipeline, None
+        if call.output_type == "latent":
+            pipeline, keeper = keeping_latents(self.pipeline)
         # autocast would turn our float32 into float16 under the model card's `with autocast("cuda")`
         with torch.autocast(self.device.type, enabled=False):
-            generation = self.pipeline.generate(
+            generation = pipeline.generate(
                 requests,
-                count=num_images_per_prompt,
+                count=call.num_images_per_prompt,
                 init_image=init_image,
                 mask=mask,
-                generator=self._global_generator() if generator is None else generator,
-                latents=latents,
+                generator=self._global_generator() if call.generator is None else call.generator,
+                latents=checked_latents(latents),
             )
-        output = StableDiffusionPipelineOutput(_IMAGES[output_type](generation), self._flags(generation))
-        return output if return_dict else output.to_tuple()
-
-    def _flags(self, generation: Generation) -> list[bool] | None:
-        if self.pipeline.safety == "off":
-            return None
-        return [verdict.status == "flagged" for verdict in generation.verdicts]
+        images = _IMAGES[call.output_type](generation) if keeper is None else keeper.latents
+        output = StableDiffusionPipelineOutput(images, _flags(pipeline, generation))
+        return output if call.return_dict else output.to_tuple()
 
     def _global_generator(self) -> torch.Generator:
         """The one that `torch.manual_seed` seeds, as diffusers draws from where no generator is given."""
@@ -142,41 +127,23 @@ class StableDiffusionPipeline(_Pipeline):
 
     def __call__(
         self,
-        prompt: Prompts,
+        prompt: Prompts | None = None,
         height: int | None = None,
         width: int | None = None,
-        *,
         num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        negative_prompt: Prompts | None = None,
-        num_images_per_prompt: int = 1,
-        eta: float = 0.0,
-        generator: GeneratorOrList | None = None,
+        *,
         latents: Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
         guidance_rescale: float = 0.0,
-        clip_skip: int | None = None,
-        **unknown: object,
+        **options: object,
     ) -> Output:
-        """One or several prompts; sizes in pixels default to the model's.
-
-        `generator` is one that fills the whole batch or a list with one a picture, `latents` (B, C, h, w) unit noise in
-        its place. `output_type` "np" is float32 (B, H, W, 3) from 0 to 1, in steps of 1/255. Raises `InvalidRequest`.
+        """One or several prompts; sizes in pixels default to the model's. `latents` (B, C, h, w) is unit noise in the
+        place of the generator's. `options` are those of `CallOptions`. Raises `InvalidRequest`.
         """
         return self._run(
             prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            num_images_per_prompt=num_images_per_prompt,
-            eta=eta,
-            generator=generator,
-            output_type=output_type,
-            return_dict=return_dict,
-            clip_skip=clip_skip,
-            unknown=unknown,
+            options,
             latents=latents,
+            steps=num_inference_steps,
             width=width,
             height=height,
             guidance_rescale=guidance_rescale,
@@ -188,38 +155,22 @@ class StableDiffusionImg2ImgPipeline(_Pipeline):
 
     def __call__(
         self,
-        prompt: Prompts,
+        prompt: Prompts | None = None,
         image: Image.Image | None = None,
         strength: float = 0.8,
+        num_inference_steps: int = 50,
         *,
         init_image: Image.Image | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        negative_prompt: Prompts | None = None,
-        num_images_per_prompt: int = 1,
-        eta: float = 0.0,
-        generator: GeneratorOrList | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        clip_skip: int | None = None,
-        **unknown: object,
+        **options: object,
     ) -> Output:
         """`image` (once called `init_image`) is one PIL picture; its size, rounded down to multiples of 8, is the
-        result's. Other arguments and errors as in `StableDiffusionPipeline`.
+        result's. `options` are those of `CallOptions`. Raises `InvalidRequest`.
         """
         return self._run(
             prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            num_images_per_prompt=num_images_per_prompt,
-            eta=eta,
-            generator=generator,
-            output_type=output_type,
-            return_dict=return_dict,
-            clip_skip=clip_skip,
-            unknown=unknown,
+            options,
             init_image=_picture("image", image if image is not None else init_image),
+            steps=num_inference_steps,
             strength=strength,
         )
 
@@ -232,7 +183,7 @@ class StableDiffusionInpaintPipeline(_Pipeline):
 
     def __call__(
         self,
-        prompt: Prompts,
+        prompt: Prompts | None = None,
         image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
         *,
@@ -241,50 +192,31 @@ class StableDiffusionInpaintPipeline(_Pipeline):
         width: int | None = None,
         strength: float = 1.0,
         num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        negative_prompt: Prompts | None = None,
-        num_images_per_prompt: int = 1,
-        eta: float = 0.0,
-        generator: GeneratorOrList | None = None,
         latents: Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        clip_skip: int | None = None,
-        **unknown: object,
+        **options: object,
     ) -> Output:
         """`image` (once called `init_image`) and `mask_image`, white where to paint, are PIL pictures, resized to
-        `width` and `height` or the model's size. Other arguments and errors as in `StableDiffusionPipeline`.
+        `width` and `height` or the model's size. `latents` and `options` as in `StableDiffusionPipeline`. Raises
+        `InvalidRequest`.
         """
         size = self.pipeline.model.size
         return self._run(
             prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            num_images_per_prompt=num_images_per_prompt,
-            eta=eta,
-            generator=generator,
-            output_type=output_type,
-            return_dict=return_dict,
-            clip_skip=clip_skip,
-            unknown=unknown,
+            options,
             init_image=_picture("image", image if image is not None else init_image),
             mask=_picture("mask_image", mask_image),
             latents=latents,
+            steps=num_inference_steps,
             width=width or size,
             height=height or size,
             strength=strength,
         )
 
 
-def _pairs(prompt: Prompts, negative: Prompts | None) -> list[tuple[str, str]]:
-    """Each prompt with its negative prompt, of which there may be one for all."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if negative is None or isinstance(negative, str):
-        return [(text, negative or "") for text in prompts]
-    if len(negative) != len(prompts):
-        raise InvalidRequest(f"{len(negative)} negative prompts for {len(prompts)} prompts: give one, or one for each")
-    return list(zip(prompts, negative, strict=True))
+def _flags(pipeline: Pipeline, generation: Generation) -> list[bool] | None:
+    if pipeline.safety == "off":
+        return None
+    return [verdict.status == "flagged" for verdict in generation.verdicts]
 
 
 def _picture(name: str, value: object) -> Image.Image:
@@ -299,8 +231,12 @@ def _pil(generation: Generation) -> Images:
     return list(generation.images)
 
 
-def _numbers(generation: Generation) -> Images:
+def _numbers(generation: Generation) -> NDArray[np.float32]:
     return np.stack([np.asarray(image, dtype=np.float32) / 255 for image in generation.images])
 
 
-_IMAGES = {"pil": _pil, "np": _numbers}
+def _tensor(generation: Generation) -> Tensor:
+    return torch.from_numpy(_numbers(generation)).permute(0, 3, 1, 2).contiguous()
+
+
+_IMAGES = {"pil": _pil, "np": _numbers, "numpy": _numbers, "np.array": _numbers, "pt": _tensor}

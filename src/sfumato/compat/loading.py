@@ -6,31 +6,45 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 
-from sfumato.compat.schedulers import Scheduler, scheduler_of
+from sfumato.compat.options import plain
+from sfumato.compat.scheduler import Scheduler
+from sfumato.compat.schedulers import scheduler_of
 from sfumato.errors import InvalidRequest
+from sfumato.models.autoencoder import Autoencoder
+from sfumato.models.clip_text import ClipText
+from sfumato.models.unet import UNet
 from sfumato.pipeline.generate import Pipeline
 from sfumato.pipeline.load import load_pipeline
 from sfumato.pipeline.model_files import open_model
+from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.runtime import DTYPES, resolve_device
 
 logger = logging.getLogger("sfumato")
 
+_T = TypeVar("_T")
+
 # How diffusers loads is of no consequence here, or part of a safety checker that is there or not as a whole.
 _WITHOUT_EFFECT = frozenset(
     {
+        "cache_dir",
+        "disable_mmap",
         "feature_extractor",
         "force_download",
         "load_safety_checker",
         "low_cpu_mem_usage",
+        "max_memory",
         "mirror",
+        "offload_folder",
+        "offload_state_dict",
         "original_config",
         "original_config_file",
         "requires_safety_checker",
         "resume_download",
+        "trust_remote_code",
         "use_safetensors",
     }
 )
@@ -59,7 +73,8 @@ class LoadedPipeline:
         revision: str | None = None,
         token: str | bool | None = None,
         use_auth_token: str | bool | None = None,
-        local_files_only: bool = False,
+        local_files_only: bool | None = False,
+        device_map: str | None = None,
         scheduler: Scheduler | None = None,
         safety_checker: Literal["model's"] | None = "model's",
         **others: object,
@@ -67,11 +82,14 @@ class LoadedPipeline:
         """Load a model by Hub id, folder, file, or one of sfumato's names.
 
         `use_auth_token` (or `token`) True is the token the Hub's own tools have stored; `revision="fp16"`, once a
-        branch, asks for the half-precision files; `safety_checker=None` turns the checker off. Arguments about how
-        diffusers loads (`low_cpu_mem_usage`, `use_safetensors`, `feature_extractor` …) have no effect. Raises
-        `InvalidRequest` for any other, and as `sfumato.load_pipeline`.
+        branch, asks for the half-precision files; `safety_checker=None` turns the checker off. `device_map` is
+        a device's name, or "balanced" for the accelerator if there is one; the model is never spread over several.
+        Arguments about how diffusers loads (`low_cpu_mem_usage`, `use_safetensors`, `feature_extractor` …) have no
+        effect; nor has `cache_dir`: downloads go where sfumato's always go. Raises `InvalidRequest` for any other that
+        is neither None nor False, and as `sfumato.load_pipeline`.
         """
-        unknown = sorted(set(others) - _WITHOUT_EFFECT)
+        given = {name for name, value in others.items() if value is not None and value is not False}
+        unknown = sorted(given - _WITHOUT_EFFECT)
         if unknown:
             raise InvalidRequest(f"from_pretrained: the argument {unknown[0]!r} is not supported: leave it out")
         if revision == "fp16":
@@ -79,12 +97,12 @@ class LoadedPipeline:
         tokens = [value for value in (token, use_auth_token) if isinstance(value, str)]
         pipeline = load_pipeline(
             pretrained_model_name_or_path,
-            device="cpu",
+            device=_mapped(device_map),
             dtype=_dtype_name(torch_dtype if torch_dtype is not None else dtype),
             variant=variant,
             token=tokens[0] if tokens else None,
             revision=revision,
-            offline=local_files_only,
+            offline=bool(local_files_only),
             safety="off",
             watermark=False,
         )
@@ -150,20 +168,75 @@ class LoadedPipeline:
     def dtype(self) -> torch.dtype:
         return self.pipeline.model.dtype
 
-    def to(self, *places: str | torch.device | torch.dtype) -> Self:
-        """Move the model to a device, a dtype, or both. Raises `InvalidRequest` for a device that isn't there."""
+    @property
+    def unet(self) -> UNet:
+        return self.pipeline.model.unet
+
+    @property
+    def vae(self) -> Autoencoder:
+        return self.pipeline.model.autoencoder
+
+    @property
+    def text_encoder(self) -> ClipText:
+        return self.pipeline.model.text_encoder
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """sfumato's own, as the networks are: called and configured otherwise than transformers'."""
+        return self.pipeline.model.tokenizer
+
+    @property
+    def feature_extractor(self) -> None:
+        """None: the safety checker here prepares its pictures itself."""
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels to a latent's side."""
+        return self.pipeline.model.autoencoder.config.factor
+
+    def to(
+        self,
+        *places: str | int | torch.device | torch.dtype | None,
+        device: str | int | torch.device | None = None,
+        torch_device: str | int | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        silence_dtype_warnings: bool = False,
+    ) -> Self:
+        """Move the model to a device, a dtype, or both, by position or by name. A number is a CUDA device's;
+        `silence_dtype_warnings` has no effect. Raises `InvalidRequest` for a device that isn't there.
+        """
+        kinds = [place for place in places if isinstance(place, torch.dtype)]
+        spots = [place for place in places if not isinstance(place, torch.dtype)]
         model = self.pipeline.model
-        device, dtype = model.device, model.dtype
-        for place in places:
-            if isinstance(place, torch.dtype):
-                dtype = getattr(torch, _dtype_name(place))
-            else:
-                device = resolve_device(str(place))
+        place: str | int | torch.device | None = _only("device", *spots, device, torch_device)
+        kind = _only("dtype", *kinds, dtype, torch_dtype)
+        target = model.device if place is None else resolve_device(_device_name(place))
+        number = model.dtype if kind is None else getattr(torch, _dtype_name(kind))
         for module in (model.unet, model.autoencoder, model.text_encoder):
-            module.to(device, dtype)
-        moved = dataclasses.replace(model, device=device, dtype=dtype)
+            module.to(target, number)
+        moved = dataclasses.replace(model, device=target, dtype=number)
         self.pipeline = Pipeline(moved, safety=self.pipeline.safety, watermark=False)
         return self
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: str | torch.device | None = None) -> None:
+        """No effect on memory: the whole model moves to the accelerator, if there is one, and stays there."""
+        place = device if device is not None else gpu_id if gpu_id is not None else "auto"
+        self.to(place)
+        logger.warning("nothing is offloaded: the whole model stays on %s", self.device)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: str | torch.device | None = None
+    ) -> None:
+        """No effect on memory, as `enable_model_cpu_offload`."""
+        self.enable_model_cpu_offload(gpu_id, device)
+
+    def enable_vae_tiling(self) -> None:
+        """No effect: pictures are always decoded whole."""
+        logger.warning("enable_vae_tiling has no effect: pictures are always decoded whole")
+
+    def disable_vae_tiling(self) -> None:
+        """No effect."""
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """No effect: attention here never holds the whole matrix."""
@@ -192,3 +265,23 @@ def _dtype_name(dtype: torch.dtype | str | None) -> str:
     if name not in DTYPES:
         raise InvalidRequest(f"torch_dtype {name!r} is not supported: use {', '.join(f'torch.{n}' for n in DTYPES)}")
     return name
+
+
+def _device_name(place: str | int | torch.device) -> str:
+    place = plain(place)
+    return f"cuda:{place}" if isinstance(place, int) else str(place)
+
+
+def _mapped(device_map: object) -> str:
+    """Where `from_pretrained` puts a model: diffusers' default is the CPU."""
+    if not isinstance(device_map, str | None):
+        raise InvalidRequest("device_map must be a device's name or 'balanced': the model is never spread over several")
+    return {None: "cpu", "balanced": "auto"}.get(device_map, str(device_map))
+
+
+def _only(what: str, *given: _T | None) -> _T | None:
+    """The one that isn't None, if there is one."""
+    values = [value for value in given if value is not None]
+    if len(values) > 1:
+        raise InvalidRequest(f"to: {len(values)} {what}s were given, {values[0]} and {values[1]}: give one")
+    return values[0] if values else None
