@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sfumato import Pipeline, load_pipeline
@@ -63,8 +63,6 @@ def test_only_pictures_that_can_be_made_again(pipeline: Pipeline, saved: Path, t
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     with pytest.raises(InvalidRequest, match=r"plain\.png has no record of sfumato"):
         recorded_in(tmp_path / "plain.png")
-    import torch
-
     made = pipeline.generate("a", steps=1, generator=torch.Generator().manual_seed(0))
     path = save_picture(np.asarray(made.images[0]), tmp_path / "g.png", made.provenance[0])
     with pytest.raises(InvalidRequest, match="a generator of the caller's own"):
@@ -94,10 +92,12 @@ def test_input_pictures_are_known_by_their_bytes(tmp_path: Path, monkeypatch: py
         with_inputs(request, elsewhere, init_image=moved, mask=other)
 
 
-def test_a_picture_from_latents_of_the_caller_is_refused(saved: Path, tmp_path: Path) -> None:
-    given = dataclasses.replace(recorded_in(saved), given="latents")
-    path = save_picture(np.asarray(Image.open(saved)), tmp_path / "l.png", given)
-    with pytest.raises(InvalidRequest, match="made with latents of the caller's own, which no file can hold"):
+def test_a_picture_from_what_the_caller_passed_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    conditioning = pipeline.encode_prompt("a blue heart")
+    latents = torch.zeros(1, *pipeline.encode_image(Image.new("RGB", (64, 64))).shape[1:])
+    made = pipeline.generate("a red heart", steps=1, latents=latents, conditioning=conditioning)
+    path = save_picture(np.asarray(made.images[0]), tmp_path / "l.png", made.provenance[0])
+    with pytest.raises(InvalidRequest, match="made with latents and a conditioning of the caller's own, which no file"):
         recorded_in(path)
 
 
@@ -106,7 +106,7 @@ def test_a_blurred_picture_made_again_unblurred_says_why_it_differs(
 ) -> None:
     monkeypatch.setattr("sfumato.safety.policy.OpenNsfwChecker", lambda: flag_all)
     made = load_pipeline("pocket", safety="blur", watermark=False).generate("a red heart", steps=1, seed=3)
-    record = dataclasses.replace(made.provenance[0], policy="blur")
+    record = made.provenance[0]
     path = save_picture(np.asarray(made.images[0]), tmp_path / "blurred.png", record)
     result = replay(path, pipeline, record.request)
     assert not result.identical and result.differences == {"alteration": ("blur", "none")}

@@ -201,6 +201,10 @@ class Job:
             safety=verdict.status,
             watermark=watermark,
             truncated=cut,
+            policy=self.pipeline.safety,
+            given=",".join(
+                name for name in ("generator", "latents", "conditioning") if getattr(self, name) is not None
+            ),
         )
 
 
