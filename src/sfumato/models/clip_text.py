@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InvalidConfig
@@ -121,10 +120,6 @@ class ClipText(nn.Module):
             raise InvalidConfig(f"clip_skip {clip_skip}: this text encoder has {self.config.layers} layers")
         out: Tensor = self.final_layer_norm(self.encoder(self.embeddings(ids), depth))
         return out
-
-    def pooled(self, hidden: Tensor, ids: Tensor, eos_id: int) -> Tensor:
-        """The state at each row's first end-of-text token: (B, T, width), (B, T) → (B, width)."""
-        return hidden[torch.arange(ids.shape[0]), (ids == eos_id).int().argmax(dim=-1)]
 
 
 def layout(*prefixes: str) -> Layout:
