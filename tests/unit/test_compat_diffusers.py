@@ -163,12 +163,13 @@ def test_moving(folder: Path) -> None:
 
 
 def test_moving_by_name_or_number(pipe: StableDiffusionPipeline) -> None:
+    places: dict[str, Any]
     for places in ({"device": "cpu"}, {"torch_device": "cpu"}, {"device": torch.device("cpu"), "dtype": torch.float32}):
         assert pipe.to(**places) is pipe
     assert pipe.to(None, silence_dtype_warnings=True).device == torch.device("cpu")
     assert pipe.to(torch_device="cpu", torch_dtype=torch.bfloat16).dtype == torch.bfloat16
     assert pipe.to(dtype=torch.float32).dtype == torch.float32
-    with pytest.raises(InvalidRequest, match="2 devices were given, cpu and cuda"):
+    with pytest.raises(InvalidRequest, match="2 devices were given, cuda and cpu"):
         pipe.to("cpu", device="cuda")
     with pytest.raises(InvalidRequest, match="device 'cuda:99'"):
         pipe.to(99)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import torch
 
@@ -24,8 +24,6 @@ from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.runtime import DTYPES, resolve_device
 
 logger = logging.getLogger("sfumato")
-
-_T = TypeVar("_T")
 
 # How diffusers loads is of no consequence here, or part of a safety checker that is there or not as a whole.
 _WITHOUT_EFFECT = frozenset(
@@ -206,11 +204,15 @@ class LoadedPipeline:
         """Move the model to a device, a dtype, or both, by position or by name. A number is a CUDA device's;
         `silence_dtype_warnings` has no effect. Raises `InvalidRequest` for a device that isn't there.
         """
-        kinds = [place for place in places if isinstance(place, torch.dtype)]
-        spots = [place for place in places if not isinstance(place, torch.dtype)]
+        devices: list[str | int | torch.device | None] = [device, torch_device]
+        dtypes = [dtype, torch_dtype]
+        for given in places:
+            if isinstance(given, torch.dtype):
+                dtypes.append(given)
+            else:
+                devices.append(given)
         model = self.pipeline.model
-        place: str | int | torch.device | None = _only("device", *spots, device, torch_device)
-        kind = _only("dtype", *kinds, dtype, torch_dtype)
+        place, kind = _only("device", devices), _only("dtype", dtypes)
         target = model.device if place is None else resolve_device(_device_name(place))
         number = model.dtype if kind is None else getattr(torch, _dtype_name(kind))
         for module in (model.unet, model.autoencoder, model.text_encoder):
@@ -279,8 +281,8 @@ def _mapped(device_map: object) -> str:
     return {None: "cpu", "balanced": "auto"}.get(device_map, str(device_map))
 
 
-def _only(what: str, *given: _T | None) -> _T | None:
-    """The one that isn't None, if there is one."""
+def _only(what: str, given: Sequence[Any]) -> Any:
+    """The one of `given` that isn't None, if there is one."""
     values = [value for value in given if value is not None]
     if len(values) > 1:
         raise InvalidRequest(f"to: {len(values)} {what}s were given, {values[0]} and {values[1]}: give one")
