@@ -97,7 +97,7 @@ def test_replay_says_what_differs(cli: Cli) -> None:
     assert document["differences"]["torch"] == {"then": "1.0", "now": record.torch}
     cli("generate", "a red heart", "--out", "b.png", "--sheet", *QUICK)
     sheet = cli("replay", "b-sheet.png")
-    assert sheet.code == 1 and "64×64 came out" in sheet.out
+    assert sheet.code == 2 and "its record asks for 64×64: a sheet" in sheet.errors[0]
 
 
 def test_replay_hides_again_what_the_policy_hid(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +108,23 @@ def test_replay_hides_again_what_the_policy_hid(cli: Cli, monkeypatch: pytest.Mo
     cli("generate", "a red heart", "--safety", "block", "--out", "a.png", *QUICK)
     assert not np.asarray(Image.open("a.png")).any()
     assert cli("replay", "a.png").out == "a.png: identical\n"
+
+
+def test_replay_is_not_fooled(cli: Cli) -> None:
+    cli("generate", "a red heart", "--out", "a.jpg", *QUICK)
+    with Image.open("a.jpg") as picture:
+        Image.new("RGB", picture.size, "green").save("green.jpg", xmp=picture.info["xmp"])
+    repainted = cli("replay", "green.jpg")
+    assert repainted.code == 1 and "the file was changed since it was made" in repainted.out
+    cli("generate", "a red heart", "--out", "a.png", *QUICK)
+    request = json.loads(Image.open("a.png").text["sfumato"])["request"]
+    edited(Path("a.png"), Path("huge.png"), request=request | {"width": 8192, "height": 8192, "steps": 1000})
+    endless = cli("replay", "huge.png")
+    assert endless.code == 2 and "has 64×64 pixels, its record asks for 8192×8192" in endless.errors[0]
+    edited(Path("a.png"), Path("small.png"), width=5, height=7)
+    assert cli("replay", "small.png").code == 2
+    edited(Path("a.png"), Path("other.png"), request=request | {"prompt": "rocket"})
+    assert "its record was changed" in cli("replay", "other.png").out
 
 
 def test_replay_needs_the_very_input_picture(cli: Cli, folder: Path) -> None:

@@ -119,7 +119,9 @@ def _lines(image: Path, result: Replay) -> list[str]:
     lines = [f"{image}: {_verdict(result)}"]
     lines += [f"  {name} was {then}, is {now}" for name, (then, now) in result.differences.items()]
     if not (result.identical or result.differences or result.untouched is False):
-        lines.append("  although engine, threads, torch, processor, model and version are the same")
+        lines.append(
+            "  although engine, threads, torch, processor, model and version are the same" + _suspicion(result)
+        )
     return lines
 
 
@@ -128,14 +130,15 @@ def _verdict(result: Replay) -> str:
         return "identical" + (" (by the hash of its pixels: this format is lossy)" if result.untouched is None else "")
     if result.untouched is False and result.current.pixels_sha256 == result.recorded.pixels_sha256:
         return f"the file was changed since it was made{_distance(result)}; what was made then comes out the same again"
-    if result.psnr is None:
-        made, file = result.current, result.recorded
-        return f"different: {made.width}×{made.height} came out, the file has {file.width}×{file.height}: a sheet?"
     return f"different{_distance(result)}"
 
 
+def _suspicion(result: Replay) -> str:
+    return ", and the file's pixels are those that were made: its record was changed" if result.untouched else ""
+
+
 def _distance(result: Replay) -> str:
-    return "" if result.psnr is None or math.isinf(result.psnr) else f", PSNR {result.psnr:.1f} dB"
+    return "" if math.isinf(result.psnr) else f", PSNR {result.psnr:.1f} dB"
 
 
 def _document(image: Path, result: Replay, kept: Path | None) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def _document(image: Path, result: Replay, kept: Path | None) -> dict[str, Any]:
         "path": str(image),
         "identical": result.identical,
         "untouched": result.untouched,
-        "psnr": psnr if psnr is None or math.isfinite(psnr) else "infinite",
+        "psnr": psnr if math.isfinite(psnr) else "infinite",
         "differences": {name: {"then": then, "now": now} for name, (then, now) in result.differences.items()},
         "kept": str(kept) if kept else None,
     }

@@ -15,7 +15,7 @@ from sfumato.pictures.pixels import Pixels, pixels_sha256, psnr
 from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.metadata import read_provenance
 from sfumato.pipeline.provenance import Provenance, differences
-from sfumato.pipeline.request import Request
+from sfumato.pipeline.request import Request, upscaled
 from sfumato.progress import Cancellation, OnProgress, ignore
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # What each of these is compressed with changes pixels; the record's hash is of those that went in.
 _LOSSY = frozenset({".jpg", ".jpeg", ".webp", ".avif"})
+# Below this, in dB, no such compression but another hand was at work: ours stay above 28 on the hardest pictures.
+_LEAST_LIKENESS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +32,13 @@ class Replay:
     """What came out of making a picture again.
 
     `identical`: every pixel is what it was. `untouched`: the file still holds what was written then (None for formats
-    that lose pixels, where nobody can tell). `psnr` compares the new picture with the file's pixels, in dB; None where
-    sizes differ. `differences` are the conditions that weren't the same: name → (then, now).
+    that lose pixels, where small changes can't be told). `psnr` compares the new picture with the file's pixels, in
+    dB. `differences` are the conditions that weren't the same: name → (then, now).
     """
 
     identical: bool
     untouched: bool | None
-    psnr: float | None
+    psnr: float
     differences: Mapping[str, tuple[Any, Any]]
     recorded: Provenance
     current: Provenance
@@ -75,22 +77,41 @@ def replay(
 ) -> Replay:
     """Make the picture in `path` again, by `request` (of its record, inputs found), and compare.
 
-    Another model, machine or version is no error: the result says so in `differences`.
+    Another model, machine or version is no error: the result says so in `differences`. A file whose size isn't its
+    record's is: `InvalidRequest`, before any work.
     """
     recorded = recorded_in(path)
     stored = np.asarray(open_picture(path)[0])
+    _check_size(path, stored, recorded, pipeline.resolve(request))
     made = pipeline.generate(request, on_progress=on_progress, cancellation=cancellation)
     pixels, current = np.asarray(made.images[0]), made.provenance[0]
-    untouched = None if path.suffix.lower() in _LOSSY else pixels_sha256(stored) == recorded.pixels_sha256
+    likeness = psnr(pixels, stored)
+    untouched: bool | None = pixels_sha256(stored) == recorded.pixels_sha256
+    same_again = current.pixels_sha256 == recorded.pixels_sha256
+    if path.suffix.lower() in _LOSSY:
+        untouched = False if same_again and likeness < _LEAST_LIKENESS else None
     return Replay(
-        identical=current.pixels_sha256 == recorded.pixels_sha256 and untouched is not False,
+        identical=same_again and untouched is not False,
         untouched=untouched,
-        psnr=psnr(pixels, stored) if pixels.shape == stored.shape else None,
+        psnr=likeness,
         differences=differences(recorded, current),
         recorded=recorded,
         current=current,
         pixels=pixels,
     )
+
+
+def _check_size(path: Path, stored: Pixels, recorded: Provenance, request: Request) -> None:
+    """A sheet or an animation holds its first picture's record; and a record may be anybody's, and ask for days."""
+    assert request.width and request.height
+    found = (stored.shape[1], stored.shape[0])
+    asked = (upscaled(request.width, request.upscale), upscaled(request.height, request.upscale))
+    for what, size in (("its record says", (recorded.width, recorded.height)), ("its record asks for", asked)):
+        if size != found:
+            raise InvalidRequest(
+                f"{path} has {found[0]}×{found[1]} pixels, {what} {size[0]}×{size[1]}: a sheet, or a changed record; "
+                "only a single picture as it was made can be made again"
+            )
 
 
 def _found(name: str, source: ImageSource | None, given: Path | None, beside: Path) -> ImageSource | None:
