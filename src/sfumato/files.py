@@ -64,6 +64,14 @@ def plain_name(name: str, *, what: str = "name") -> str:
     return name
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as people write it, with `~` for a home folder. `InvalidRequest` where there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InvalidRequest(f"{text}: there is no such user's home folder; write the path out") from error
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """Open a new file for writing that appears under `path` complete or not at all.

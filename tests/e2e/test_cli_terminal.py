@@ -114,3 +114,16 @@ def test_only_models_are_added(cli: Cli, picture: Path, folder: Path) -> None:
     assert "it has no folder unet" in cli("models", "add", "other").err
     listed = json.loads(cli("models", "list", "--json").out)["models"]
     assert [model["name"] for model in listed] == ["pocket"]
+
+
+def test_markup_in_a_models_name_is_only_a_name(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("convert", "pocket", "[bold]x.safetensors").code == 0
+    monkeypatch.setenv("SFUMATO_MODEL_PATH", str(folder))
+    assert "[bold]x" in cli("models", "list").out
+    assert cli("inspect", "[bold]x.safetensors").code == 0
+
+
+def test_a_home_that_nobody_has_is_said(cli: Cli) -> None:
+    for arguments in (("generate", "x", "--out", "~nosuchuser/x"), ("inspect", "~nosuchuser/x.safetensors")):
+        outcome = cli(*arguments)
+        assert outcome.code == 2 and len(outcome.errors) == 1

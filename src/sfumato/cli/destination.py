@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sfumato.errors import InvalidRequest, OutputError
-from sfumato.files import write_bytes
+from sfumato.files import user_path, write_bytes
 from sfumato.pipeline.animation import save_animation
 from sfumato.pipeline.saving import encode_picture, next_path, picture_suffix, save_numbered, save_picture
 from sfumato.runtime import require
@@ -108,17 +108,11 @@ def animation_destination(out: str, *, fps: float, overwrite: bool) -> Destinati
     return Destination(folder=folder, file=None if is_folder else path, suffix=suffix, overwrite=overwrite)
 
 
-def animation_path(out: str, seed: int, words: str, *, fps: float, overwrite: bool) -> Path:
-    """The file for a moving picture, chosen now."""
-    where = animation_destination(out, fps=fps, overwrite=overwrite)
-    return where.file or next_path(where.folder, seed, words, where.suffix)
-
-
 def _place(out: str) -> tuple[Path, bool]:
     """The path `--out` says, and whether it is a folder's: one that is there, has no suffix or ends in a slash."""
     if not out:
         raise InvalidRequest("out '' names nothing: give a file or a folder, such as pictures")
-    path = Path(out).expanduser()
+    path = user_path(out)
     return path, path.is_dir() or not path.suffix or out.endswith(("/", os.sep))
 
 

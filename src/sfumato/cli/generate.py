@@ -93,8 +93,9 @@ def generate(
     requests = counted(requests_for(prompts or (), prompts_file, settings), count)
     run = settings.run()
     where = destination(
-        out or run.out,
-        format=picture_format or settings.values.get("format"),
+        run.out if out is None else out,
+        format=picture_format,
+        preferred=settings.values.get("format"),
         pictures=len(requests),
         overwrite=overwrite,
         sheet=sheet,

@@ -49,7 +49,13 @@ def grid(
     across, down = parse_axis(x), parse_axis(y) if y is not None else None
     rows = grid_requests(settings.request(prompt), across, down)
     run = settings.run()
-    where = destination(out or run.out, format=settings.values.get("format"), pictures=1, overwrite=overwrite)
+    where = destination(
+        run.out if out is None else out,
+        format=None,
+        preferred=settings.values.get("format"),
+        pictures=1,
+        overwrite=overwrite,
+    )
     # In the order of their models, so that each is loaded once.
     cells = sorted(
         (request.model, request.vae or "", i, j) for i, row in enumerate(rows) for j, request in enumerate(row)

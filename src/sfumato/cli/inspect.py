@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.options import Json
-from sfumato.cli.terminal import facts, stdout_console, table, write_json
+from sfumato.cli.terminal import facts, literal, stdout_console, table, write_json
 from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.weights.registry import WEIGHT_SUFFIXES
 
@@ -167,7 +167,7 @@ def _write_model(about: dict[str, Any]) -> None:
             f"{part['parameters']:,}",
             str(part["tensors"]),
             dtypes,
-            _short(part["file"], about["path"]),
+            literal(_short(part["file"], about["path"])),
         )
     total = sum(part["parameters"] for part in about["parts"].values())
     parts.add_row("all", f"{total:,}", "", "", "")

@@ -53,8 +53,8 @@ def interpolate(
     """
     import numpy as np
 
-    from sfumato.cli.destination import animation_path, make_folder
-    from sfumato.pipeline.animation import check_size, save_animation
+    from sfumato.cli.destination import animation_destination
+    from sfumato.pipeline.animation import check_size
     from sfumato.pipeline.interpolate import check_walk
     from sfumato.pipeline.interpolate import interpolate as walk
 
@@ -63,21 +63,15 @@ def interpolate(
     end = start.replace(prompt=last, seed=start.seed if last_seed is None else last_seed)
     check_walk(start, end, frames)
     run = settings.run()
-    path = animation_path(out or run.out, start.seed, f"{first} to {last}", fps=fps, overwrite=overwrite)
+    where = animation_destination(run.out if out is None else out, fps=fps, overwrite=overwrite)
     with tracking(frames) as tracker:
         pipeline = Models(run, tracker.on_progress).pipeline(start)
         start, end = pipeline.resolve(start), pipeline.resolve(end)
-        check_size(path.suffix, frames, *(round((side or 0) * start.upscale) for side in (start.width, start.height)))
+        check_size(where.suffix, frames, *(round((side or 0) * start.upscale) for side in (start.width, start.height)))
         made = walk(pipeline, start, end, frames, on_progress=tracker.on_progress)
         beginning = next(made)
-        make_folder(path.parent)
-        save_animation(
-            (np.asarray(generation.images[0]) for generation in chain([beginning], made)),
-            path,
-            fps=fps,
-            provenance=beginning.provenance[0],
-            overwrite=overwrite,
-        )
+        pixels = (np.asarray(generation.images[0]) for generation in chain([beginning], made))
+        path = where.save_animation(pixels, beginning.provenance[0], f"{first} to {last}", fps=fps)
     if as_json:
         ends = {"first": start.to_dict(), "last": end.to_dict()}
         write_json({"path": str(path), "frames": frames, "fps": fps, **ends})

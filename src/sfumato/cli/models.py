@@ -11,7 +11,7 @@ from sfumato.cli.inspect import readable
 from sfumato.cli.inspect import show_model as show
 from sfumato.cli.options import Json
 from sfumato.cli.progress_bar import tracking
-from sfumato.cli.terminal import stdout_console, table, write_json, write_line
+from sfumato.cli.terminal import literal, stdout_console, table, write_json, write_line
 
 if TYPE_CHECKING:
     from sfumato.weights.store import ModelLocation
@@ -44,7 +44,7 @@ def list_models(as_json: Json = False) -> None:
         return
     listed = table("model", "from", "where")
     for location in here:
-        listed.add_row(f"[bold cyan]{location.name}[/]", location.source, str(location.path))
+        listed.add_row(literal(location.name, "bold cyan"), location.source, literal(location.path))
     for alias, hub_id in absent.items():
         listed.add_row(f"[dim]{alias}[/]", "[dim]to pull[/]", f"[dim]{hub_id}[/]")
     console = stdout_console()

@@ -21,6 +21,7 @@ from sfumato.errors import OutputError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 _Done = TypeVar("_Done")
 
@@ -90,10 +91,16 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
+def literal(value: object, style: str = "") -> Text:
+    """A table cell that says exactly this, whatever markup or control characters are in it."""
+    from rich.text import Text
+
+    return Text(visible(str(value)), style=style)
+
+
 def facts(pairs: dict[str, Any], title: str | None = None) -> Table:
     """Names and values, aligned, those without a value left out."""
     from rich.table import Table
-    from rich.text import Text
 
     made = Table.grid(padding=(0, 2))
     made.title, made.title_justify, made.title_style = title, "left", "bold"
@@ -101,7 +108,7 @@ def facts(pairs: dict[str, Any], title: str | None = None) -> Table:
     made.add_column(overflow="fold")
     for name, value in pairs.items():
         if value not in (None, ""):
-            made.add_row(Text(visible(name)), Text(visible(str(value))))
+            made.add_row(literal(name), literal(value))
     return made
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import CheckpointError, InvalidConfig, InvalidRequest, OutputError
-from sfumato.files import locked, plain_name, write_text
+from sfumato.files import locked, plain_name, user_path, write_text
 from sfumato.runtime import logger
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -35,7 +35,7 @@ class Record:
 def data_dir() -> Path:
     """Where the library keeps its lists: SFUMATO_HOME, else the system's place for a user's data."""
     if home := os.environ.get("SFUMATO_HOME"):
-        return Path(home).expanduser()
+        return user_path(home)
     if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
         return Path(local) / "sfumato"
     xdg = os.environ.get("XDG_DATA_HOME", "")

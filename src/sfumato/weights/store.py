@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from sfumato.errors import CheckpointError, HubError, InvalidRequest, ModelNotFound, OutputError
-from sfumato.files import plain_name
+from sfumato.files import plain_name, user_path
 from sfumato.progress import OnProgress, ignore
 from sfumato.weights import hub
 from sfumato.weights.registry import (
@@ -114,7 +114,7 @@ def resolve(
     if installed_only:
         raise ModelNotFound(_unknown(text, named))
     if isinstance(name, Path) or _looks_like_path(text):
-        return _at_path(Path(text).expanduser())
+        return _at_path(user_path(text))
     if not hub.is_hub_id(hub_id):
         raise ModelNotFound(_unknown(text, named))
     try:
@@ -166,7 +166,7 @@ def add(path: Path, *, name: str | None = None, overwrite: bool = False) -> Mode
 
     Raises `ModelNotFound` (no such path), `CheckpointError` (no model there) or `InvalidRequest` (the name).
     """
-    location = _at_path(path.expanduser())
+    location = _at_path(user_path(path))
     chosen = plain_name(name if name is not None else location.name, what="model name")
     check = not overwrite or chosen in _embedded()
     if check:
@@ -256,7 +256,7 @@ def _searched() -> list[ModelLocation]:
     found: list[ModelLocation] = []
     seen = 0
     for entry in filter(None, os.environ.get("SFUMATO_MODEL_PATH", "").split(os.pathsep)):
-        for folder, folders, files in os.walk(Path(entry).expanduser()):
+        for folder, folders, files in os.walk(user_path(entry)):
             folders.sort()
             seen += len(files)
             if seen > MAX_SEARCHED:
