@@ -39,6 +39,9 @@ SPACED_SAMPLERS = st.sampled_from(
 def requests(draw: st.DrawFn) -> Request:
     sampler, spacing = draw(SPACED_SAMPLERS)
     init_image = draw(st.none() | SOURCES)
+    width, height = draw(SIDES), draw(SIDES)
+    largest_upscale = min(8.0, MAX_SIDE / max(width or 8, height or 8))
+    noise = draw(st.sampled_from(["cpu", "cuda", "generator"]))
     return Request(
         prompt=draw(st.text()),
         negative_prompt=draw(st.text()),
@@ -53,20 +56,20 @@ def requests(draw: st.DrawFn) -> Request:
         guidance_scale=draw(numbers(0, 1000)),
         guidance_rescale=draw(numbers(0, 1)),
         guidance_interval=draw(st.none() | INTERVALS),
-        width=draw(SIDES),
-        height=draw(SIDES),
+        width=width,
+        height=height,
         model=draw(st.text()),
         vae=draw(st.none() | st.text()),
-        noise=draw(st.sampled_from(["cpu", "cuda", "generator"])),
+        noise=noise,
         clip_skip=draw(st.integers(0, 11)),
         prompt_syntax=draw(st.sampled_from(["plain", "weighted"])),
         long_prompts=draw(st.sampled_from(["warn", "chunk"])),
         variation_seed=draw(st.none() | SEEDS),
-        variation_strength=draw(numbers(0, 1)),
+        variation_strength=0.0 if noise == "generator" else draw(numbers(0, 1)),
         init_image=init_image,
         strength=draw(numbers(0, 1)),
         mask=draw(st.none() | SOURCES) if init_image else None,
-        upscale=draw(numbers(1, 8)),
+        upscale=draw(st.floats(1.0, largest_upscale)),
         upscale_strength=draw(numbers(0, 1)),
     )
 

@@ -40,7 +40,9 @@ def test_every_way_out_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.write_error(HOSTILE)
     terminal.write_note(HOSTILE)
     terminal.log_to_stderr(debug=False)
-    logging.getLogger("sfumato.test").warning("it says %s", HOSTILE)
+    logging.getLogger("sfumato.test").warning(
+        "it says %s", HOSTILE.replace("\ud800", "")
+    )  # xdist can't carry half a character
     _, err = capsys.readouterr()
     assert acting(err) == ["\n"] * 3 and len(err.splitlines()) == 3
     terminal.stdout_console().print(terminal.facts({"[bold]na\x1bme": HOSTILE}))
