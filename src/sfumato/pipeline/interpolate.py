@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.batch import draw_start, noise_source, slerp
 from sfumato.pipeline.conditioning import Conditioning, encode_request, stackable
-from sfumato.progress import Cancellation, OnProgress, Progress, ignore
+from sfumato.progress import Cancellation, OnProgress, ignore
 
 if TYPE_CHECKING:
     from sfumato.pipeline.generate import Generation, Pipeline
@@ -92,17 +93,4 @@ def _between(a: Conditioning, b: Conditioning, weight: float) -> Conditioning:
 def _of_frame(on_progress: OnProgress, frame: int, frames: int) -> OnProgress:
     """Progress of one frame as progress of picture `frame` of `frames`."""
 
-    def tell(event: Progress) -> None:
-        on_progress(
-            Progress(
-                stage=event.stage,
-                step=event.step,
-                steps=event.steps,
-                image=frame,
-                images=frames,
-                sigma=event.sigma,
-                preview=event.preview,
-            )
-        )
-
-    return tell
+    return lambda event: on_progress(dataclasses.replace(event, image=frame, images=frames))
