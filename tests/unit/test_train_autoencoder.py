@@ -116,6 +116,16 @@ def test_the_learned_scale_is_in_the_optimizer_and_moves(tmp_path: Path) -> None
     assert float(module.log_scale.detach()) != 0.0
 
 
+def test_the_decoder_alone_learns_and_the_latents_stay(tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny(), decoder_only=True)
+    task = AutoencoderTask(config, Shapes(8, 16))
+    torch.manual_seed(config.run.seed)
+    first = task.build().state_dict()
+    for name, tensor in train(task, config, tmp_path).state.module.state_dict().items():
+        known = name.startswith(("autoencoder.encoder.", "autoencoder.quant_conv."))
+        assert torch.equal(tensor, first[name]) == known, name
+
+
 def test_equivariance_pairs_a_latent_cell_with_its_pixels() -> None:
     """On latents that are the pooled picture itself, both sides stay so under every transform."""
     picture = torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))

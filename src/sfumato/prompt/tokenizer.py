@@ -91,15 +91,7 @@ class Tokenizer:
         ) as error:  # the library raises bare Exception for a merge whose parts are not in the vocabulary
             raise InvalidConfig(f"tokenizer {folder}: vocabulary and merges don't fit each other: {error}") from error
         backend = tokenizers.Tokenizer(model)
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
+        backend.normalizer, backend.pre_tokenizer = normalizer(), splitter()
         backend.add_tokens(added)
         for token in roles.values():
             backend.add_special_tokens([token])
@@ -123,6 +115,21 @@ class Tokenizer:
             raise InvalidRequest(f"the prompt holds half of a character, {broken}: type it again as UTF-8") from error
         encoding = self.backend.encode(text, add_special_tokens=False)
         return Tokens(ids=tuple(encoding.ids), starts=tuple(start for start, _ in encoding.offsets))
+
+
+def normalizer() -> normalizers.Normalizer:
+    """Unicode NFC, runs of whitespace as one space, lower case."""
+    return normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+
+
+def splitter() -> pre_tokenizers.PreTokenizer:
+    """Normalised text to words, in an alphabet that has one letter a byte."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
 
 
 def _read_vocabulary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class AutoencoderTraining:
     crop: Annotated[int, "side of the square cut from each picture at random, pixels"] = 256
     first_logvar: Annotated[float, "of the posterior in the first weights: near 0 its noise hides the picture"] = 0.0
     swap_colours: Annotated[float, "share of pictures whose colour channels are shuffled, for sets of few hues"] = 0.0
+    decoder_only: Annotated[bool, "leave the encoder as it is, for the sake of a UNet that knows its latents"] = False
     run: Annotated[RunConfig, "how the run is conducted"] = field(default_factory=RunConfig)
     model: Annotated[AutoencoderConfig, "the autoencoder's shape"] = field(default_factory=AutoencoderConfig)
     loss: Annotated[AutoencoderLoss, "what is minimised"] = field(default_factory=AutoencoderLoss)
@@ -111,8 +113,10 @@ class AutoencoderTask:
     def groups(self, module: nn.Module) -> Sequence[ParameterGroup]:
         assert isinstance(module, TrainedAutoencoder)
         critic = [] if module.discriminator is None else list(module.discriminator.parameters())
-        known = set(critic)
-        rest = [parameter for parameter in module.parameters() if parameter not in known]
+        left_out = set(critic)
+        if self.config.decoder_only:
+            left_out |= {*module.autoencoder.encoder.parameters(), *module.autoencoder.quant_conv.parameters()}
+        rest = [parameter for parameter in module.parameters() if parameter not in left_out]
         return [ParameterGroup("autoencoder", rest), *([ParameterGroup("discriminator", critic)] if critic else [])]
 
     def load(self, draws: Draws) -> Batch:
@@ -132,7 +136,8 @@ class AutoencoderTask:
         pictures = scaled(batch["pictures"])
         if self.config.run.channels_last:
             pictures = pictures.contiguous(memory_format=torch.channels_last)
-        posterior = module.autoencoder.encode(pictures)
+        with torch.no_grad() if self.config.decoder_only else contextlib.nullcontext():
+            posterior = module.autoencoder.encode(pictures)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         noise = draws.normal("posterior", mean.shape[1:]).to(mean.device)
         latents = mean + torch.exp(0.5 * logvar) * noise
