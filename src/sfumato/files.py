@@ -108,6 +108,14 @@ def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
     write_bytes(path, text.encode(), overwrite=overwrite)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder if it isn't there. `OutputError` says why it can't be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: the folder could not be made ({error.strerror}): choose another one") from error
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `path` to fill; it becomes `path` when the block ends, or vanishes when it raises.

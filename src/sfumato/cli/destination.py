@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sfumato.errors import InvalidRequest, OutputError
-from sfumato.files import user_path, write_bytes
+from sfumato.files import make_folder, user_path, write_bytes
 from sfumato.pipeline.animation import save_animation
 from sfumato.pipeline.saving import encode_picture, next_path, picture_suffix, save_numbered, save_picture
 from sfumato.runtime import require
@@ -143,11 +143,3 @@ def _check_writable(folder: Path) -> None:
         raise OutputError(f"{nearest}: is a file, so no pictures can be put into {folder}: choose another folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise OutputError(f"{nearest}: no permission to write there, or read-only: choose another folder")
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder if it isn't there. `OutputError` says why it can't be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: the folder could not be made ({error.strerror}): choose another one") from error

@@ -12,6 +12,7 @@ import typer
 
 import sfumato
 from sfumato.cli.convert import convert
+from sfumato.cli.data import data
 from sfumato.cli.explain import explain, samplers
 from sfumato.cli.generate import generate
 from sfumato.cli.grid import grid
@@ -57,7 +58,7 @@ def sfumato_command(
     """
 
 
-_PICTURES, _UNDERSTAND, _MODELS = "Pictures", "Understand", "Models"
+_PICTURES, _UNDERSTAND, _MODELS, _TRAIN = "Pictures", "Understand", "Models", "Train"
 
 app.command(rich_help_panel=_PICTURES)(generate)
 app.command(rich_help_panel=_PICTURES)(grid)
@@ -68,6 +69,7 @@ app.command(rich_help_panel=_UNDERSTAND)(explain)
 app.command(rich_help_panel=_UNDERSTAND)(samplers)
 app.add_typer(models, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(convert)
+app.add_typer(data, name="data", rich_help_panel=_TRAIN)
 
 
 def main() -> NoReturn:

@@ -21,6 +21,7 @@ _DOING: Mapping[Stage, str] = {
     "denoise": "painting",
     "decode": "decoding",
     "check": "checking",
+    "samples": "going through the samples",
 }
 
 # Stages a batch goes through while it is painted: the bar stays where the last step left it.
@@ -59,9 +60,9 @@ class Tracker:
 
     def _show(self, event: Progress) -> None:
         assert self._bar is not None and self._task is not None
-        if event.stage == "download":
+        if event.stage in ("download", "samples"):
             self._bar.update(
-                self._task, description=_DOING["download"], completed=event.step, total=event.steps or None
+                self._task, description=_DOING[event.stage], completed=event.step, total=event.steps or None
             )
         elif event.stage == "denoise":
             before = self._finished + event.image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -66,3 +67,23 @@ def mirrored(picture: Image.Image, stream: Stream, *, allowed: bool) -> Image.Im
 def to_pixels(picture: Image.Image) -> Pixels:
     """An RGB picture → (H, W, 3) uint8, an array of its own."""
     return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """What is done to a picture before it is encoded for good: laid on white, scaled until it just covers
+    width × height pixels, and cut to that from the middle."""
+
+    width: int
+    height: int
+    kernel: Kernel = "lanczos"
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise InvalidRequest(f"pictures of {self.width}×{self.height} pixels: each side must be at least 1")
+        if self.kernel not in _KERNELS:
+            raise InvalidRequest(f"kernel {self.kernel!r} is unknown: use {' or '.join(_KERNELS)}")
+
+    def __call__(self, picture: Image.Image) -> Pixels:
+        """Any picture → (height, width, 3) uint8."""
+        return to_pixels(fitted(on_background(picture), self.width, self.height, kernel=self.kernel))

@@ -181,6 +181,27 @@ def _configs(
     )
 
 
+@contextmanager
+def open_autoencoder(path: Path) -> Iterator[Part[Autoencoder]]:
+    """The autoencoder of a model in either layout, or one by itself: a `vae` folder or file.
+
+    Raises as `open_model` does.
+    """
+    with ExitStack() as stack:
+        if path.is_file() and _is_described(path):
+            yield stack.enter_context(open_model(path)).vae
+            return
+        with empty_modules():
+            part = _other_autoencoder(path / "vae" if (path / "vae").is_dir() else path, stack)
+        yield part
+
+
+def _is_described(path: Path) -> bool:
+    """Whether a file says what its shapes don't."""
+    with open_checkpoint(path) as checkpoint:
+        return METADATA_KEY in checkpoint.metadata
+
+
 def _other_autoencoder(path: Path, stack: ExitStack) -> Part[Autoencoder]:
     """An autoencoder of its own: a diffusers `vae` folder, or a file in either layout (A1111's `.vae.pt` too)."""
     if path.is_dir():

@@ -80,7 +80,7 @@ class Checkpoints:
         return None
 
     def _write(self, step: int, tensors: dict[str, Tensor], config: dict[str, Any], score: float | None) -> None:
-        description = {"step": step, "config": config, "score": score, "sha256": _digest(tensors)}
+        description = {"step": step, "config": config, "score": score, "sha256": tensors_digest(tensors)}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_safetensors(
             self.folder / f"step-{step:08d}.safetensors",
@@ -114,7 +114,7 @@ def read_checkpoint(path: Path) -> Saved:
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: not a checkpoint of a training run") from error
         tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
-    if _digest(tensors) != digest:
+    if tensors_digest(tensors) != digest:
         raise CheckpointError(f"{path}: damaged: its numbers don't have the checksum they were written with")
     return Saved(path=path, step=step, config=config, score=score, tensors=tensors)
 
@@ -129,7 +129,8 @@ def _score(path: Path) -> float | None:
     return score
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors on the CPU: their names, dtypes, shapes and numbers."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -37,7 +37,7 @@ logger = logging.getLogger("sfumato")
 Batch = dict[str, Tensor]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CHECKPOINTS = "checkpoints"  # within a run's folder
+CHECKPOINTS, CONFIG = "checkpoints", "config.toml"  # within a run's folder
 _AHEAD = 2  # batches prepared while one is computed
 
 
@@ -203,7 +203,7 @@ class _Loop:
         return Outcome(state=self.state, finished=self.state.step >= config.steps)
 
     def _write_config(self, text: str) -> None:
-        path = self.folder / "config.toml"
+        path = self.folder / CONFIG
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text, overwrite=True)
 
@@ -291,7 +291,7 @@ class _Loop:
         if changed:
             raise InvalidConfig(
                 f"{saved.path} is of a run with another {changed[0]}: give the config it began with "
-                f"({self.folder / 'config.toml'}), or another folder"
+                f"({self.folder / CONFIG}), or another folder"
             )
         self.state.restore(saved.tensors, saved.step)
         self.score = saved.score

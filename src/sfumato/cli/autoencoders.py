@@ -1,0 +1,31 @@
+"""Autoencoders for commands: a model's, one by itself, or what a training run has made so far."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sfumato.files import user_path
+
+if TYPE_CHECKING:
+    from sfumato.models.autoencoder import Autoencoder
+
+
+def load_autoencoder(name: str) -> Autoencoder:
+    """By a model's name or path, the path of a `vae` folder or file, or the folder of a run of `train autoencoder`.
+
+    In float32 on the CPU. Raises `ModelNotFound`, `CheckpointError` or `InvalidConfig`.
+    """
+    import torch
+
+    from sfumato.pipeline.model_files import open_autoencoder
+    from sfumato.train.autoencoder_run import autoencoder_of_run
+    from sfumato.train.trainer import CONFIG
+    from sfumato.weights.mapper import fill
+    from sfumato.weights.store import resolve
+
+    path = user_path(name)
+    if (path / CONFIG).is_file():
+        return autoencoder_of_run(path)
+    with open_autoencoder(path if path.exists() else resolve(name).path) as part:
+        fill(part.module, part.entries, part.checkpoint, dtype=torch.float32)
+    return part.module
