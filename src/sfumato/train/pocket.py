@@ -1,33 +1,295 @@
-"""What the embedded model `pocket` is trained on: scenes of the emoji set."""
+"""The embedded model's training, from the emoji shards to a model folder: every stage of the recipe `pocket`, in order.
+
+    FOLDER/STAGE/           a run each: config.toml, metrics.jsonl, checkpoints/, validation/
+    FOLDER/latents.json     mean and deviation of the latents, folded into the autoencoder before anything is encoded
+    FOLDER/tokenizer/       learned from the captions
+    FOLDER/moments/NAME/    encoded pictures
+    FOLDER/model/           what is published
+
+Whatever is there already is used; so the same call goes on where an earlier one was stopped.
+"""
 
 from __future__ import annotations
 
+import copy
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
-from sfumato.data.emoji import open_emoji
+from sfumato.data.emoji import EmojiSet, captions_of, open_emoji
+from sfumato.data.rendered import render
+from sfumato.data.samples import Dataset, Subset
 from sfumato.data.scenes import SceneMix, SceneSet
-from sfumato.data.transforms import on_background
+from sfumato.data.transforms import Preparation, on_background
+from sfumato.files import atomic_folder, write_text
+from sfumato.json_files import read_object
+from sfumato.models.autoencoder import Autoencoder
+from sfumato.models.clip_text import ClipTextConfig
+from sfumato.progress import Cancellation
+from sfumato.prompt.bpe_training import train_tokenizer
+from sfumato.prompt.tokenizer import Tokenizer
+from sfumato.train.autoencoder import AutoencoderTask, AutoencoderTraining
+from sfumato.train.checkpoints import Checkpoints
+from sfumato.train.diffusion import DiffusionTask, Validation
+from sfumato.train.encode import encode_moments
+from sfumato.train.latents import LatentDataset, StoredLatents
+from sfumato.train.pixels import scaled, to_bytes
+from sfumato.train.recipes import POCKET, Recipe, Training, lineage
+from sfumato.train.stages import first_module, weights_of_run
+from sfumato.train.state import within
+from sfumato.train.text import TextTask, TextTraining
+from sfumato.train.toml import read_config, to_toml
+from sfumato.train.trainer import CHECKPOINTS, Outcome, Task, train
+from sfumato.train.whitening import ChannelStatistics, channel_statistics, whiten
+
+SIDE = 128  # pixels
+LATENTS = "autoencoder-whole"  # the stage after which the encoder stays as it is
+DECODER = "autoencoder"  # the stage that trains the decoder alone
 
 EPOCH = 2**20  # scenes; more than the budget sees, so that none comes twice
 
 # The autoencoder sees mostly what fills the picture: a small object teaches it little but white.
 AUTOENCODER_MIX = SceneMix(single=0.7, place=0.05, count=0.1, pair=0.1, on=0.025, riding=0.025, plain=0.5)
+_WARM_STEPS, _TIMED_STEPS = 10, 30
+_WORD_SCENES = 8192  # scenes whose captions the tokenizer learns from, beside the drawings'
+RENDERED = 65_536  # pictures; 3 GB
+MIX = SceneMix(single=0.45, place=0.15, count=0.15, pair=0.2, on=0.025, riding=0.025, plain=0.5)
+
+PROMPTS = (
+    "a red heart", "a cat face", "a dog face", "a rocket", "a green apple", "flag of Japan", "a horse", "an astronaut",
+    "a pizza", "a soccer ball", "a strawberry", "a crown", "a sun", "an angry face", "a fish", "a police car",
+    "a key", "a snowman", "a guitar", "a tulip", "a blue heart on a yellow background", "a banana on the left",
+    "two cats", "a dog left of a tree",
+)  # fmt: skip
 
 
-def autoencoder_scenes(emoji: Path, seed: int) -> SceneSet:
-    """Scenes of the training part of the emoji shards in the folder `emoji`."""
-    dataset = open_emoji(emoji)
-    return SceneSet(emoji=dataset, subjects=dataset.split("train"), seed=seed, length=EPOCH, mix=AUTOENCODER_MIX)
+@dataclass(frozen=True, kw_only=True)
+class Pocket:
+    """The stages of `recipe` below `folder`, on scenes and drawings of the emoji shards in the folder `emoji`.
+
+    The diffusion model sees `styles` only. `processes` draw scenes beforehand where there are more than one.
+    """
+
+    emoji: Path
+    folder: Path
+    recipe: Recipe = field(default_factory=lambda: POCKET)
+    styles: tuple[str, ...] = ("twemoji",)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    processes: int = 1
+    encoded: int = 65_536  # scenes
+    measured: int = 1024  # scenes that decide mean and deviation of the latents
+
+    def train(self, name: str, *, minutes: float | None = None, cancellation: Cancellation | None = None) -> Outcome:
+        """One stage, going on where it was stopped. `InvalidRequest` where the recipe has none of that name,
+        `ModelNotFound` where the stage that it starts from hasn't been trained."""
+        lineage(self.recipe, name)
+        training = self._training(name)
+        task = self._task(name, training)
+        return train(
+            task,
+            training,
+            self.folder / name,
+            start=self._first(name, task),
+            device=self.device,
+            minutes=minutes,
+            cancellation=cancellation,
+        )
+
+    def train_all(self, *, minutes: float | None = None, cancellation: Cancellation | None = None) -> bool:
+        """All stages, or as many as fit into `minutes`; the next call goes on from there. Whether all are done."""
+        deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
+        for name in self.recipe:
+            left = None if deadline is None else (deadline - time.monotonic()) / 60.0
+            if left is not None and left <= 0.0:
+                return False
+            if not self.train(name, minutes=left, cancellation=cancellation).finished:
+                return False
+        return True
+
+    def fit(self, name: str, minutes: float) -> int:
+        """Give a stage that hasn't begun as many steps as take `minutes` on this machine, which is measured. Returns
+        how many it has; they are kept in the stage's config.toml, so that a resumed run has the same."""
+        training = self._training(name)
+        path = self.folder / name / "config.toml"
+        if not path.is_file():
+            task = self._task(name, training)
+            steps = max(round(60.0 * minutes / _step_seconds(task, training, self._first(name, task), self.device)), 1)
+            training = replace(training, run=replace(training.run, steps=steps))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, to_toml(training))
+        return training.run.steps
+
+    def autoencoder(self) -> Autoencoder:
+        """The one whose latents the diffusion model knows, with the newest decoder there is."""
+        if not self._begun(DECODER):
+            return self.latent_autoencoder
+        return _loaded(self.recipe[DECODER].training, weights_of_run(self.folder / DECODER))
+
+    @cached_property
+    def latent_autoencoder(self) -> Autoencoder:
+        """The autoencoder as it was when its encoder was left alone, with latents of zero mean and unit variance."""
+        autoencoder = _loaded(self.recipe[LATENTS].training, weights_of_run(self.folder / LATENTS))
+        path = self.folder / "latents.json"
+        if path.is_file():
+            values = read_object(path)
+            statistics = ChannelStatistics(torch.tensor(values["mean"]), torch.tensor(values["deviation"]))
+        else:
+            scenes = autoencoder_scenes(self._emoji, self.recipe[LATENTS].training.run.seed + 1)
+            pictures = (scaled(to_bytes(scenes.sample(i).picture)) for i in range(self.measured))
+            statistics = channel_statistics(autoencoder.to(self.device), _batches(pictures, self.device))
+            values = {"mean": statistics.mean.tolist(), "deviation": statistics.deviation.tolist()}
+            write_text(path, json.dumps(values, indent=1) + "\n")
+        whiten(autoencoder.cpu(), statistics)
+        return autoencoder
+
+    @cached_property
+    def tokenizer_files(self) -> Mapping[str, str]:
+        """The tokenizer's files by name, learned once from the drawings' captions and some scenes'."""
+        folder = self.folder / "tokenizer"
+        if not folder.is_dir():
+            scenes = self._scenes()
+            drawn = [caption for subject in self._emoji.subjects for caption in captions_of(subject)]
+            composed = [caption for i in range(min(len(scenes), _WORD_SCENES)) for caption in scenes.record(i).captions]
+            size = _text_encoder(self.recipe).vocab_size
+            with atomic_folder(folder) as temporary:
+                for name, text in train_tokenizer([*drawn, *composed], size).items():
+                    (temporary / name).write_text(text, encoding="utf-8")
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_files(self.tokenizer_files, folder=self.folder / "tokenizer")
+
+    def moments(self, name: str) -> LatentDataset:
+        """Encoded pictures: "drawings", "scenes" or "held-out"."""
+        dataset = self._drawn(_PICTURES[name](self), name)
+        return StoredLatents(
+            encode_moments(
+                dataset,
+                self.latent_autoencoder.to(self.device),
+                self.folder / "moments" / name,
+                preparation=Preparation(width=SIDE, height=SIDE),
+                tokenizer=self.tokenizer,
+                workers=self.processes,
+            )
+        )
+
+    def _drawn(self, dataset: Dataset, name: str) -> Dataset:
+        """The same, drawn beforehand where there are processes to do so: at most `RENDERED` of it."""
+        if self.processes == 1:
+            return dataset
+        some = Subset(dataset, range(min(len(dataset), RENDERED)))
+        return render(some, self.folder / "rendered" / name, processes=self.processes)
+
+    @cached_property
+    def _emoji(self) -> EmojiSet:
+        return open_emoji(self.emoji)
+
+    def _drawings(self) -> Dataset:
+        return Subset(self._emoji, [subject.index for subject in self._emoji.split("train", self.styles)])
+
+    def _held_out(self) -> Dataset:
+        """Pictures of labels that are known from other styles at best."""
+        found = [s for split in ("held-out-picture", "held-out-label") for s in self._emoji.split(split, self.styles)]
+        return Subset(self._emoji, [subject.index for subject in found])
+
+    def _scenes(self) -> SceneSet:
+        subjects = self._emoji.split("train", self.styles)
+        return SceneSet(emoji=self._emoji, subjects=subjects, seed=1, length=self.encoded, mix=MIX)
+
+    def _training(self, name: str) -> Training:
+        """The stage's config: the recipe's, or what the stage began with where that differs."""
+        training, path = self.recipe[name].training, self.folder / name / "config.toml"
+        return read_config(type(training), path) if path.is_file() else training
+
+    def _begun(self, name: str) -> bool:
+        return Checkpoints(self.folder / name / CHECKPOINTS, keep=1).any()
+
+    def _first(self, name: str, task: Task) -> nn.Module | None:
+        """The first weights of a stage that starts from another."""
+        start, training = self.recipe[name].start, self.recipe[name].training
+        if start is None or self._begun(name):
+            return None
+        if name == DECODER:
+            return first_module(task, _within_task(self.latent_autoencoder), training.run.seed)
+        return first_module(task, weights_of_run(self.folder / start), training.run.seed)
+
+    def _task(self, name: str, training: Training) -> Task:
+        if isinstance(training, AutoencoderTraining):
+            scenes = self._drawn(autoencoder_scenes(self._emoji, training.run.seed), name)
+            return AutoencoderTask(training, scenes, held_out_pictures(self._emoji, 64))
+        latents, held_out = self.moments(_ENCODED[name]), self.moments("held-out")
+        if isinstance(training, TextTraining):
+            return TextTask(training, latents, self.tokenizer, held_out)
+        autoencoder = self.autoencoder().to(self.device)
+        validation = Validation(samples=held_out, prompts=PROMPTS, decode=autoencoder.decode)
+        return DiffusionTask(training, latents, self.tokenizer, validation)
 
 
-def held_out_pictures(emoji: Path, count: int) -> list[Image.Image]:
+_PICTURES: Mapping[str, Callable[[Pocket], Dataset]] = {
+    "drawings": Pocket._drawings,
+    "scenes": Pocket._scenes,
+    "held-out": Pocket._held_out,
+}
+_ENCODED = {"words": "drawings", "drawings": "drawings", "scenes": "scenes"}  # stage: what it is trained on
+
+
+def autoencoder_scenes(emoji: EmojiSet, seed: int) -> SceneSet:
+    """Scenes of the training part, in every style."""
+    return SceneSet(emoji=emoji, subjects=emoji.split("train"), seed=seed, length=EPOCH, mix=AUTOENCODER_MIX)
+
+
+def held_out_pictures(emoji: EmojiSet, count: int) -> list[Image.Image]:
     """Emoji on white that no scene shows, spread over the held-out part: half of pictures, half of labels."""
-    dataset = open_emoji(emoji)
     found = []
     for split in ("held-out-picture", "held-out-label"):
-        subjects = dataset.split(split)
+        subjects = emoji.split(split)
         wanted = count // 2
         found += [subjects[i * len(subjects) // wanted] for i in range(wanted)]
-    return [on_background(dataset.sample(subject.index).picture) for subject in found]
+    return [on_background(emoji.sample(subject.index).picture) for subject in found]
+
+
+def _loaded(training: Training, weights: Mapping[str, Tensor]) -> Autoencoder:
+    """The autoencoder among an autoencoder run's weights."""
+    assert isinstance(training, AutoencoderTraining)
+    autoencoder = Autoencoder(training.model).eval().requires_grad_(False)
+    autoencoder.load_state_dict(within(weights, "autoencoder."))
+    return autoencoder
+
+
+def _within_task(autoencoder: Autoencoder) -> dict[str, Tensor]:
+    """The autoencoder's weights by their names in `TrainedAutoencoder`."""
+    return {f"autoencoder.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
+
+
+def _text_encoder(recipe: Recipe) -> ClipTextConfig:
+    return next(stage.training for stage in recipe.values() if isinstance(stage.training, TextTraining)).text_encoder
+
+
+def _step_seconds(task: Task, training: Training, start: nn.Module | None, device: torch.device) -> float:
+    """What one step takes, from runs of few steps and of more, which are thrown away."""
+
+    def seconds(steps: int) -> float:
+        run = replace(training.run, steps=steps, validate_every=0)
+        with TemporaryDirectory() as folder:
+            begin = time.monotonic()
+            train(task, replace(training, run=run), Path(folder), start=copy.deepcopy(start), device=device)
+            return time.monotonic() - begin
+
+    few, more = seconds(_WARM_STEPS), seconds(_WARM_STEPS + _TIMED_STEPS)
+    return max(more - few, 1e-3) / _TIMED_STEPS
+
+
+def _batches(pictures: Iterable[Tensor], device: torch.device, size: int = 32) -> Iterator[Tensor]:
+    waiting = iter(pictures)
+    while batch := list(itertools.islice(waiting, size)):
+        yield torch.stack(batch).to(device)

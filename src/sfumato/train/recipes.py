@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 
 from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import AutoencoderConfig
+from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
 from sfumato.train.autoencoder import AutoencoderLoss, AutoencoderTraining
 from sfumato.train.config import OptimizerConfig, RunConfig
 from sfumato.train.diffusion import DiffusionTraining
+from sfumato.train.noise_levels import NoiseConfig
+from sfumato.train.text import TextTraining
 
-Training = AutoencoderTraining | DiffusionTraining
+Training = AutoencoderTraining | TextTraining | DiffusionTraining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,7 @@ _POCKET_SQUARES = AutoencoderTraining(
     swap_colours=0.3,
     # one norm group: with few channels, more of them level out the colours they should tell apart
     model=AutoencoderConfig(block_channels=(16, 32, 64, 128), layers_per_block=1, norm_groups=1, sample_size=128),
-    # without the coarse term, or at three times the rate, 150 steps find no colours at all
+    # without the coarse term, or at three times the rate, 150 steps find no colours at all; greens come last
     loss=AutoencoderLoss(l1=1.0, coarse=2.0, edges=0.5, edge_scales=3, kl=3e-4),
     run=RunConfig(
         seed=10,
@@ -83,29 +86,114 @@ _POCKET_SQUARES = AutoencoderTraining(
 _POCKET_WHOLE = replace(
     _POCKET_SQUARES,
     crop=128,
-    loss=replace(_POCKET_SQUARES.loss, coarse=0.5, equivariant=0.5),
-    run=replace(_POCKET_SQUARES.run, seed=11, steps=6000, batch=8, ema_decay=0.999),
-)
-
-_POCKET_DECAY = replace(
-    _POCKET_WHOLE,
+    loss=replace(_POCKET_SQUARES.loss, equivariant=0.5),
     run=replace(
-        _POCKET_WHOLE.run,
-        seed=12,
-        steps=2000,
-        optimizer=replace(_POCKET_WHOLE.run.optimizer, schedule="linear", warmup_steps=0),
+        _POCKET_SQUARES.run,
+        seed=11,
+        steps=3000,
+        batch=8,
+        ema_decay=0.999,
+        optimizer=replace(_POCKET_SQUARES.run.optimizer, schedule="linear", warmup_steps=0),
     ),
 )
 
-_EMOJI = "scenes of the emoji set, its training part (sfumato.train.pocket)"
+# The latents stay as they are, so it may go on beside the UNet's training, or after it.
+_POCKET_DECODER = replace(
+    _POCKET_WHOLE,
+    decoder_only=True,
+    loss=replace(_POCKET_WHOLE.loss, coarse=0.5, equivariant=0.0),
+    run=replace(_POCKET_WHOLE.run, seed=12, steps=6000),
+)
+
+_POCKET_TEXT = ClipTextConfig(vocab_size=4000, width=192, hidden=768, layers=3, heads=6)
+
+_POCKET_WORDS = TextTraining(
+    text_encoder=_POCKET_TEXT,
+    fitted_on=2048,
+    run=RunConfig(
+        seed=20,
+        steps=1200,
+        batch=128,
+        precision="bfloat16",
+        ema_decay=0.99,
+        validate_every=200,
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3, betas=(0.9, 0.99), warmup_steps=50, schedule="linear", weight_decay=0.05
+        ),
+    ),
+)
+
+_POCKET_DRAWINGS = DiffusionTraining(
+    # no attention at 16 × 16, where it costs a third of the time
+    unet=UNetConfig(
+        block_channels=(64, 128, 192),
+        attention=(False, True, True),
+        heads=(1, 2, 3),
+        depth=(1, 1, 1),
+        layers_per_block=1,
+        context_dim=192,
+        norm_groups=16,
+        sample_size=16,
+    ),
+    text_encoder=_POCKET_TEXT,
+    text_rate=0.5,
+    caption_head=0.01,
+    # with plain weights a small UNet ignores the words for thousands of steps
+    noise=NoiseConfig(weighting="high_noise", density=0.35, stratified=True),
+    run=RunConfig(
+        seed=30,
+        steps=6400,
+        batch=32,
+        precision="bfloat16",
+        ema_decay=0.999,
+        validate_every=800,
+        optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), warmup_steps=300, schedule="linear"),
+    ),
+)
+
+_POCKET_SCENES = replace(
+    _POCKET_DRAWINGS,
+    run=replace(
+        _POCKET_DRAWINGS.run,
+        seed=31,
+        steps=20_000,
+        optimizer=replace(_POCKET_DRAWINGS.run.optimizer, learning_rate=7e-4),
+    ),
+)
+
+_SCENES = "scenes composed of the emoji set, its training part"
+_DRAWINGS = "the emoji set's training part in one flat style, as drawn, on white"
 
 POCKET: Recipe = {
-    "autoencoder-squares": Stage(data=_EMOJI, resolution=64, training=_POCKET_SQUARES),
-    "autoencoder-whole": Stage(start="autoencoder-squares", data=_EMOJI, resolution=128, training=_POCKET_WHOLE),
-    "autoencoder": Stage(start="autoencoder-whole", data=_EMOJI, resolution=128, training=_POCKET_DECAY),
+    "autoencoder-squares": Stage(data=_SCENES, resolution=64, training=_POCKET_SQUARES),
+    "autoencoder-whole": Stage(start="autoencoder-squares", data=_SCENES, resolution=128, training=_POCKET_WHOLE),
+    "autoencoder": Stage(start="autoencoder-whole", data=_SCENES, resolution=128, training=_POCKET_DECODER),
+    "words": Stage(data=_DRAWINGS, resolution=128, training=_POCKET_WORDS),
+    "drawings": Stage(start="words", data=_DRAWINGS, resolution=128, training=_POCKET_DRAWINGS),
+    "scenes": Stage(start="drawings", data=_SCENES, resolution=128, training=_POCKET_SCENES),
 }
 
-RECIPES: Mapping[str, Recipe] = {"v1": V1, "pocket": POCKET}
+
+def _larger(stage: Stage, batch: int, rate: float) -> Stage:
+    """The stage for a GPU: more samples a step, at another learning rate."""
+    run = stage.training.run
+    optimizer = replace(run.optimizer, learning_rate=rate, warmup_steps=min(run.optimizer.warmup_steps, 100))
+    return replace(
+        stage, training=replace(stage.training, run=replace(run, batch=batch, optimizer=optimizer, workers=4))
+    )
+
+
+# The same networks. How many steps each stage has is decided by the time there is (`train.pocket`).
+POCKET_GPU: Recipe = {
+    "autoencoder-squares": _larger(POCKET["autoencoder-squares"], 128, 2e-3),
+    "autoencoder-whole": _larger(POCKET["autoencoder-whole"], 64, 2e-3),
+    "words": _larger(POCKET["words"], 512, 2e-3),
+    "drawings": _larger(POCKET["drawings"], 512, 2e-3),
+    "scenes": _larger(POCKET["scenes"], 512, 1.5e-3),
+    "autoencoder": _larger(POCKET["autoencoder"], 64, 1e-3),
+}
+
+RECIPES: Mapping[str, Recipe] = {"v1": V1, "pocket": POCKET, "pocket-gpu": POCKET_GPU}
 """By name."""
 
 

@@ -36,13 +36,13 @@ class TrainState:
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Inverse of `snapshot`. `CheckpointError` where names or shapes are not this model's."""
         try:
-            self.module.load_state_dict(_within(tensors, _MODEL))
-            self.ema.module.load_state_dict(_within(tensors, _EMA))
+            self.module.load_state_dict(within(tensors, _MODEL))
+            self.ema.module.load_state_dict(within(tensors, _EMA))
         except RuntimeError as error:
             reason = str(error).replace("\n", " ")[:300]
             raise CheckpointError(f"the checkpoint is of another model: {reason}") from error
         slots: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in _within(tensors, _OPTIMIZER).items():
+        for name, tensor in within(tensors, _OPTIMIZER).items():
             parameter_name, _, slot = name.rpartition(".")
             slots.setdefault(parameter_name, {})[slot] = tensor
         self.optimizer.state.clear()
@@ -59,10 +59,10 @@ class TrainState:
 
 def averaged_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The averaged weights among a checkpoint's tensors, by their names in the module."""
-    return _within(tensors, _EMA)
+    return within(tensors, _EMA)
 
 
-def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

@@ -1,0 +1,127 @@
+"""The embedded model's recipe run from end to end, with networks and data small enough for seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from made_data import LABELS, Pictures, emoji_sample
+from sfumato.data.emoji import Split, split_of, subject_of
+from sfumato.data.samples import Sample
+from sfumato.data.shard_writer import as_stored, write_shards
+from sfumato.errors import InvalidRequest
+from sfumato.models.autoencoder import AutoencoderConfig
+from sfumato.models.clip_text import ClipTextConfig
+from sfumato.models.unet import UNetConfig
+from sfumato.train.autoencoder import AutoencoderTraining
+from sfumato.train.diffusion import DiffusionTraining
+from sfumato.train.pocket import Pocket
+from sfumato.train.recipes import POCKET, Recipe, Stage
+from sfumato.train.stages import weights_of_run
+from sfumato.train.text import TextTraining
+
+TEXT = ClipTextConfig(vocab_size=600, width=16, hidden=32, layers=1, heads=2)
+UNET = UNetConfig(
+    block_channels=(16, 16),
+    attention=(False, True),
+    heads=(1, 1),
+    depth=(1, 1),
+    layers_per_block=1,
+    context_dim=16,
+    norm_groups=4,
+    sample_size=16,
+)
+AUTOENCODER = AutoencoderConfig(block_channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=1, sample_size=128)
+
+
+def _tiny(stage: Stage) -> Stage:
+    training = replace(stage.training, run=replace(stage.training.run, steps=2, batch=2, validate_every=2))
+    if isinstance(training, AutoencoderTraining):
+        return replace(stage, training=replace(training, model=AUTOENCODER))
+    if isinstance(training, TextTraining):
+        return replace(stage, training=replace(training, text_encoder=TEXT, components=4, fitted_on=8))
+    assert isinstance(training, DiffusionTraining)
+    small = replace(training, text_encoder=TEXT, unet=UNET, components=4, sample_steps=1)
+    return replace(stage, training=small)
+
+
+RECIPE: Recipe = {name: _tiny(stage) for name, stage in POCKET.items()}
+
+
+def _held_out(split: Split, number: int) -> Sample:
+    """A drawing whose label's hash puts it into that part."""
+    sample = emoji_sample("key", "flat", number)
+    labelled = (replace(sample, fields={**sample.fields, "label": f"thing {i}"}) for i in range(10_000))
+    return next(sample for sample in labelled if split_of(subject_of(sample, 0)) == split)
+
+
+def _pocket(folder: Path, emoji: Path) -> Pocket:
+    return Pocket(emoji=emoji, folder=folder, recipe=RECIPE, styles=("flat",), encoded=12, measured=4)
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Known drawings in one style, and one of each kind that is held out."""
+    known = [emoji_sample(label, "flat", i) for i, label in enumerate(LABELS)]
+    source = Pictures([*known, _held_out("held-out-label", 100), _held_out("held-out-picture", 101)])
+    folder = tmp_path_factory.mktemp("emoji") / "shards"
+    write_shards(source, as_stored(source), folder, name="emoji", samples_per_shard=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Pocket:
+    pocket = _pocket(tmp_path_factory.mktemp("pocket"), emoji)
+    assert pocket.train_all()
+    return pocket
+
+
+def test_every_stage_begins_where_the_one_it_names_ended(trained: Pocket) -> None:
+    scenes = weights_of_run(trained.folder / "scenes")
+    assert torch.equal(scenes["head.basis"], weights_of_run(trained.folder / "words")["head.basis"])
+    for name in RECIPE:
+        assert (trained.folder / name / "validation" / "step-00000002.png").is_file() == (name != "words"), name
+
+
+def test_the_encoder_stays_the_one_that_the_latents_are_from(trained: Pocket) -> None:
+    frozen, newest = trained.latent_autoencoder, trained.autoencoder()
+    for name, tensor in newest.state_dict().items():
+        same = torch.equal(tensor, frozen.state_dict()[name])
+        assert same == name.startswith(("encoder.", "quant_conv.")), name
+
+
+def test_latents_have_unit_variance_once_scaled(trained: Pocket) -> None:
+    drawn = trained.moments("scenes")
+    samples = [drawn.latents(i) for i in range(len(drawn))]
+    mean = torch.stack([sample.mean for sample in samples]).double()
+    variance = torch.stack([sample.logvar for sample in samples]).double().exp()
+    total = (mean.square() + variance).mean(dim=(0, 2, 3)) * trained.latent_autoencoder.config.scaling_factor**2
+    assert ((total > 0.3) & (total < 3.0)).all()
+
+
+def test_a_second_call_finds_all_done_and_changes_nothing(trained: Pocket, emoji: Path) -> None:
+    before = weights_of_run(trained.folder / "scenes")
+    again = _pocket(trained.folder, emoji)
+    assert again.train_all()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of_run(again.folder / "scenes").items())
+
+
+def test_without_time_nothing_is_done(tmp_path: Path, emoji: Path) -> None:
+    assert not _pocket(tmp_path / "run", emoji).train_all(minutes=0.0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_fitted_to_the_time_are_kept(tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfumato.train.pocket._step_seconds", lambda *_: 2.0)
+    pocket = _pocket(tmp_path, emoji)
+    assert pocket.fit("autoencoder-squares", minutes=0.1) == 3
+    assert pocket.fit("autoencoder-squares", minutes=5.0) == 3
+    assert pocket.train("autoencoder-squares").state.step == 3
+
+
+def test_an_unknown_stage_is_named(tmp_path: Path, emoji: Path) -> None:
+    with pytest.raises(InvalidRequest, match="paint"):
+        _pocket(tmp_path, emoji).train("paint")
