@@ -13,6 +13,7 @@ import typer
 import sfumato
 from sfumato.cli.convert import convert
 from sfumato.cli.data import data
+from sfumato.cli.emissions import emissions
 from sfumato.cli.explain import explain, samplers
 from sfumato.cli.generate import generate
 from sfumato.cli.grid import grid
@@ -58,7 +59,7 @@ def sfumato_command(
     """
 
 
-_PICTURES, _UNDERSTAND, _MODELS, _TRAIN = "Pictures", "Understand", "Models", "Train"
+_PICTURES, _UNDERSTAND, _MODELS, _TRAIN, _REPORT = "Pictures", "Understand", "Models", "Train", "Report"
 
 app.command(rich_help_panel=_PICTURES)(generate)
 app.command(rich_help_panel=_PICTURES)(grid)
@@ -70,6 +71,7 @@ app.command(rich_help_panel=_UNDERSTAND)(samplers)
 app.add_typer(models, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(convert)
 app.add_typer(data, name="data", rich_help_panel=_TRAIN)
+app.command(rich_help_panel=_REPORT)(emissions)
 
 
 def main() -> NoReturn:
