@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import Cli
+
+import sfumato
+
+POCKET = Path(sfumato.__file__).parent / "assets" / "pocket"
 
 
 def test_the_cards_emissions_with_the_constants_that_give_them(cli: Cli) -> None:
@@ -58,5 +63,49 @@ def test_tables_are_listed(cli: Cli) -> None:
 )
 def test_what_cannot_be_is_one_line(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
     shown = cli("emissions", *arguments)
+    assert shown.code == 2 and shown.out == "" and len(shown.errors) == len(shown.err.splitlines()) == 1
+    assert message in shown.err
+
+
+def test_the_packaged_card_is_shown_and_checked(cli: Cli, folder: Path) -> None:
+    shown = cli("card", "pocket")
+    assert shown.out == (POCKET / "README.md").read_text(encoding="utf-8")
+    assert cli("card", "pocket", "--check").code == 0
+    assert json.loads(cli("card", "pocket", "--json").out)["card"] == shown.out
+    assert cli("card", "pocket", "--out", "CARD.md").lines == ["CARD.md"]
+    assert (folder / "CARD.md").read_text(encoding="utf-8") == shown.out
+    assert "CARD.md" in cli("card", "pocket", "--out", "CARD.md").err  # nothing is overwritten unasked
+    (folder / "CARD.md").write_text(shown.out.replace("15,531,771", "15,531,772"), encoding="utf-8")
+    differs = cli("card", "pocket", "--check", "--out", "CARD.md")
+    assert differs.code == 1 and len(differs.errors) == 1 and "15,531,772" in differs.err
+    assert cli("card", "pocket", "--out", "CARD.md", "--overwrite").code == 0
+    assert cli("card", "pocket", "--check", "--out", "CARD.md").code == 0
+
+
+def test_facts_asked_for_and_a_single_file(cli: Cli, folder: Path) -> None:
+    shown = cli("card", "pocket", "--facts", "v1-4")
+    assert "# Stable Diffusion v1-4" in shown.out and "11,250 kg CO2eq" in shown.out
+    assert "another shape" in shown.err  # it says so where the files can't be those
+    (folder / "own.toml").write_text('name = "mine"\nlicense = "mit"\n')
+    assert cli("convert", "pocket", "single.safetensors").code == 0
+    single = cli("card", "single.safetensors", "--facts", "own.toml")
+    assert "license: mit" in single.lines and "# mine" in single.lines and "who made it" in single.out
+    assert "**Unknown:** who made it" in cli("card", "single.safetensors").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing",), "no model 'nothing'"),
+        (("pocket", "--facts", "v1-9"), "v1-4"),
+        (("pocket", "--facts", "bad.toml"), "bad.toml"),
+        (("pocket", "--evaluation", "none.json"), "none.json"),
+        (("pocket", "--evaluation", "bad.toml"), "bad.toml"),
+        (("pocket", "--check", "--out", "none.md"), "none.md"),
+    ],
+)
+def test_a_card_that_cannot_be_is_one_line(cli: Cli, folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    (folder / "bad.toml").write_text("nmae = 'x'")
+    shown = cli("card", *arguments)
     assert shown.code == 2 and shown.out == "" and len(shown.errors) == len(shown.err.splitlines()) == 1
     assert message in shown.err

@@ -157,7 +157,7 @@ def _measured(command: Sequence[str], where: dict[str, Any]) -> tuple[int, Estim
 
 
 def _write(found: Sequence[Estimate], as_json: bool) -> None:
-    from sfumato.report.emissions import equivalents, rounded
+    from sfumato.report.emissions import equivalents, mass, rounded
 
     unknown = any(one.kg is None for one in found)
     kg = None if unknown else sum(one.kg or 0.0 for one in found)
@@ -173,7 +173,7 @@ def _write(found: Sequence[Estimate], as_json: bool) -> None:
                     "hardware": one.hardware if one.count == 1 else f"{one.count:g} × {one.hardware}",
                     "hours": f"{one.hours:,.6g}",
                     "energy": f"{rounded(one.kwh)} kWh",
-                    "emissions": "unknown: give --region or --intensity" if one.kg is None else _kg(one.kg),
+                    "emissions": "unknown: give --region or --intensity" if one.kg is None else mass(one.kg),
                     "formula": one.formula,
                     "method": one.method,
                 }
@@ -182,16 +182,10 @@ def _write(found: Sequence[Estimate], as_json: bool) -> None:
         _write_constants(one.constants)
     if len(found) > 1:
         energy = rounded(sum(one.kwh for one in found))
-        console.print(facts({"in all": f"{energy} kWh" + ("" if kg is None else f", {_kg(kg)}")}))
+        console.print(facts({"in all": f"{energy} kWh" + ("" if kg is None else f", {mass(kg)}")}))
     for same in equivalents(kg):
         if same.value >= _LEAST:
             console.print(literal(f"as much as {rounded(same.value)} {same.unit} {same.name} ({same.source.cite})"))
-
-
-def _kg(kg: float) -> str:
-    from sfumato.report.emissions import rounded
-
-    return f"{rounded(kg)} kg CO2eq" if kg >= 0.1 else f"{rounded(1000.0 * kg)} g CO2eq"
 
 
 def _write_constants(constants: Iterable[Constant]) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import sfumato
+from sfumato.cli.card import card
 from sfumato.cli.convert import convert
 from sfumato.cli.data import data
 from sfumato.cli.emissions import emissions
@@ -71,6 +72,7 @@ app.command(rich_help_panel=_UNDERSTAND)(samplers)
 app.add_typer(models, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(convert)
 app.add_typer(data, name="data", rich_help_panel=_TRAIN)
+app.command(rich_help_panel=_REPORT)(card)
 app.command(rich_help_panel=_REPORT)(emissions)
 
 

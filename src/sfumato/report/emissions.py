@@ -6,7 +6,7 @@ Nothing is assumed: where no grid is given the energy is known and the emissions
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sfumato.errors import InvalidRequest
@@ -66,7 +66,7 @@ class Estimate:
         energy = f"{power} × PUE {self.pue.value:g} = {rounded(self.kwh)} kWh"
         if self.intensity is None:
             return energy
-        return f"{energy}; × {self.intensity.value:g} kg/kWh = {rounded(self.kg or 0.0)} kg CO2eq"
+        return f"{energy}; × {self.intensity.value:g} kg/kWh = {mass(self.kg)}"
 
     @property
     def constants(self) -> tuple[Constant, ...]:
@@ -103,11 +103,13 @@ def estimate(
     provider: str | None = None,
     intensity: float | None = None,
     pue: float | None = None,
+    given: Source = GIVEN,
 ) -> Estimate:
     """Estimate from published power and grid tables, or from `watts` a device and `intensity` in kg CO2eq a kWh.
 
-    `hours` is what each of the `count` devices ran. Without `pue` the data centre's own share isn't counted. Raises
-    `InvalidRequest` for an unknown name (with the nearest ones) and for a number that can't be.
+    `hours` is what each of the `count` devices ran. Without `pue` the data centre's own share isn't counted. `given` is
+    where the numbers passed come from. Raises `InvalidRequest` for an unknown name (with the nearest ones) and for a
+    number that can't be.
     """
     _above("hours", hours, or_equal=True)
     _above("count", count)
@@ -116,7 +118,7 @@ def estimate(
     if watts is not None:
         _above("watts", watts)
         name = hardware or "device"
-        power = Constant(name=f"power of {name}", value=watts / 1000.0, unit="kW", source=GIVEN)
+        power = Constant(name=f"power of {name}", value=watts / 1000.0, unit="kW", source=given)
     else:
         device = find_hardware(hardware or "")
         name = device.name
@@ -127,18 +129,20 @@ def estimate(
         hours=hours,
         power=power,
         device_kwh=power.value * count * hours,
-        pue=pue_constant(pue),
-        intensity=intensity_constant(region, provider, intensity),
+        pue=pue_constant(pue, given),
+        intensity=intensity_constant(region, provider, intensity, given),
         method=METHOD,
     )
 
 
-def intensity_constant(region: str | None, provider: str | None, intensity: float | None) -> Constant | None:
+def intensity_constant(
+    region: str | None, provider: str | None, intensity: float | None, given: Source = GIVEN
+) -> Constant | None:
     """The grid's, from the table or as given; None where neither says. Raises `InvalidRequest`."""
     if intensity is not None:
         _above("intensity", intensity, or_equal=True)
         where = f" of {region}" if region else ""
-        return Constant(name=f"grid intensity{where}", value=intensity, unit="kg CO2eq/kWh", source=GIVEN)
+        return Constant(name=f"grid intensity{where}", value=intensity, unit="kg CO2eq/kWh", source=given)
     if region is None:
         if provider is not None:
             raise InvalidRequest(f"provider {provider!r} without a region: give --region too", field="region")
@@ -146,14 +150,14 @@ def intensity_constant(region: str | None, provider: str | None, intensity: floa
     return _of_grid(find_grid(region, provider))
 
 
-def pue_constant(pue: float | None) -> Constant:
+def pue_constant(pue: float | None, given: Source = GIVEN) -> Constant:
     """A data centre's energy over its computers'. Raises `InvalidRequest` below 1."""
     if pue is None:
         uncounted = Source(cite="the data centre's own share is not counted", url="")
         return Constant(name="PUE", value=1.0, unit="", source=uncounted)
     if not 1.0 <= pue <= 10.0:
         raise InvalidRequest(f"pue = {pue:g} must be from 1 to 10: energy of the data centre over its computers'")
-    return Constant(name="PUE", value=pue, unit="", source=GIVEN)
+    return Constant(name="PUE", value=pue, unit="", source=given)
 
 
 def equivalents(kg: float | None) -> tuple[Constant, ...]:
@@ -173,8 +177,7 @@ def card_estimates() -> tuple[tuple[str, Estimate], ...]:
     hours, card = 150_000.0, sources()["stable-diffusion-card"]
 
     def with_card_grid(device: str) -> Estimate:
-        grid = Constant(name="grid intensity", value=0.3, unit="kg CO2eq/kWh", source=card)
-        return replace(estimate(hardware=device, hours=hours), intensity=grid)
+        return estimate(hardware=device, hours=hours, intensity=0.3, given=card)
 
     return (
         ("the model card", with_card_grid("A100 PCIe 40GB")),
@@ -188,6 +191,13 @@ def rounded(value: float) -> str:
     if value >= 100.0:
         return f"{math.floor(round(value, 6) + 0.5):,}"
     return f"{value:.3g}"
+
+
+def mass(kg: float | None) -> str:
+    """kg CO2eq in words, in grams where it is little."""
+    if kg is None:
+        return "unknown"
+    return f"{rounded(kg)} kg CO2eq" if kg >= 0.1 or kg == 0.0 else f"{rounded(1000.0 * kg)} g CO2eq"
 
 
 def _of_grid(grid: Grid) -> Constant:

@@ -40,8 +40,15 @@ def from_values(kind: type[Config], values: Mapping[str, Any], where: str = "") 
     unknown = sorted(set(values) - set(names))
     if unknown:
         raise InvalidConfig(f"{where + unknown[0]!r} is no option: there are {', '.join(names)}")
+    needed = [field.name for field in dataclasses.fields(kind) if _is_needed(field) and field.name not in values]
+    if needed:
+        raise InvalidConfig(f"{where + needed[0]!r} is missing: it has no default")
     given = {name: _convert(hints[name], value, where + name) for name, value in values.items()}
     return kind(**given)
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def to_values(config: Any) -> dict[str, Any]:
@@ -67,6 +74,9 @@ def _lines(config: Any, table: str) -> list[str]:
         comment = [f"# {doc}" for doc in getattr(hints[field.name], "__metadata__", ())]
         if dataclasses.is_dataclass(value):
             tables += ["", *comment, f"[{table}{field.name}]", *_lines(value, f"{table}{field.name}.")]
+        elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
+            for item, said in zip(value, [comment, *[[]] * (len(value) - 1)], strict=True):
+                tables += ["", *said, f"[[{table}{field.name}]]", *_lines(item, f"{table}{field.name}.")]
         elif value is not None:
             # JSON's numbers, strings, booleans and lists are TOML's too
             lines += [*comment, f"{field.name} = {json.dumps(_plain(value), ensure_ascii=False)}"]

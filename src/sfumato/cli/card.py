@@ -1,0 +1,129 @@
+"""`sfumato card`: a model's card, written or checked."""
+
+from __future__ import annotations
+
+import logging
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato.cli.options import Json, Overwrite
+from sfumato.cli.terminal import write_json, write_line
+from sfumato.errors import InvalidRequest, OutputError
+
+if TYPE_CHECKING:
+    from sfumato.report.card_facts import CardFacts
+    from sfumato.report.card_model import ModelTraits
+    from sfumato.weights.store import ModelLocation
+
+logger = logging.getLogger("sfumato")
+
+_SHOWN = 60  # characters of a line that differs
+
+
+def card(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, path or Hub id.", show_default=False)],
+    facts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="v1-1 … v1-4, or a TOML file. [dim]\\[card.toml and README.md of the model's folder][/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What `sfumato evaluate` found, as JSON.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A picture of it, to refer to.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Where to write it. [dim]\\[stdout][/dim]", show_default=False
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", metavar="", help="Compare with what is there (--out, or README.md): code 1 if not so."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model's card: what it is, may be used for, can't do, was trained on, scores and cost.
+
+    sfumato card pocket --out README.md
+    """
+    from sfumato.report.card import SOMEWHERE, make_card
+    from sfumato.report.card_evaluation import read_evaluation
+    from sfumato.report.card_facts import README
+    from sfumato.report.card_model import read_traits
+    from sfumato.weights.store import resolve
+
+    location = resolve(model, offline=True)
+    traits = read_traits(location.path)
+    text = make_card(
+        traits,
+        _facts(facts, location, traits),
+        call=location.hub_id or (location.name if location.source == "embedded" else SOMEWHERE),
+        evaluation=None if evaluation is None else read_evaluation(evaluation),
+        plot=plot,
+    )
+    if check:
+        _check(text, out or location.path / README, as_json)
+    elif out is not None:
+        from sfumato.files import write_text
+
+        write_text(out, text, overwrite=overwrite)
+        if as_json:
+            write_json({"path": str(out)})
+        else:
+            write_line(str(out))
+    elif as_json:
+        write_json({"card": text})
+    else:
+        for line in text.splitlines():
+            write_line(line)
+
+
+def _facts(chosen: str | None, location: ModelLocation, traits: ModelTraits) -> CardFacts:
+    """The facts asked for, or those in the folder and, for a published model, what is known here."""
+    from sfumato.report.card_facts import CardFacts, completed, facts_in, read_facts
+    from sfumato.report.card_published import PUBLISHED, published_facts, published_name
+
+    if chosen is not None and chosen not in PUBLISHED:
+        path = Path(chosen)
+        if not path.is_file():
+            raise InvalidRequest(f"no facts {chosen[:60]!r}: give {', '.join(PUBLISHED)}, or a TOML file that is there")
+        return read_facts(path)
+    known = chosen or published_name(location.hub_id)
+    own = facts_in(location.path) if location.path.is_dir() and chosen is None else CardFacts()
+    if known is None:
+        return own
+    if not traits.v1_shaped:
+        logger.warning("the facts are of Stable Diffusion %s, and %s has another shape", known, location.name)
+    return completed(own, published_facts(known))
+
+
+def _check(text: str, path: Path, as_json: bool) -> None:
+    try:
+        found = path.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InvalidRequest(f"{path} can't be compared ({reason}): write the card first, with --out") from error
+    pairs = zip_longest(found.splitlines(), text.splitlines(), fillvalue="")
+    differing = next(((n, old, new) for n, (old, new) in enumerate(pairs, start=1) if old != new), None)
+    same = found == text
+    if as_json:
+        write_json({"path": str(path), "same": same, "line": differing[0] if differing else None})
+    elif same:
+        write_line(f"{path}: as the card would be")
+    if same:
+        return
+    number, old, new = differing or (len(text.splitlines()), "", "")
+    raise OutputError(
+        f"{path}: line {number} is {old[:_SHOWN]!r} and would be {new[:_SHOWN]!r}: write the card anew, with --out"
+    )
