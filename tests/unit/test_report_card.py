@@ -26,6 +26,10 @@ from sfumato.report.card_facts import (
 )
 from sfumato.report.card_model import ModelTraits, read_traits
 from sfumato.report.card_published import PUBLISHED, published_facts, published_name
+from sfumato.report.card_run import facts_of_run
+from sfumato.train.config import RunConfig
+from sfumato.train.diffusion import DiffusionTraining
+from sfumato.train.toml import to_toml
 from sfumato.weights.store import ALIASES
 from tiny_pipeline import POCKET, reference_pipeline
 
@@ -251,6 +255,25 @@ def test_training_writes_card_and_facts_into_a_folder(folder: Path, traits: Mode
         write_card(tmp_path, facts)
     write_card(tmp_path, replace(facts, name="again"), overwrite=True)
     assert "# again\n" in path.read_text("utf-8")
+
+
+def test_a_runs_folder_gives_the_facts_a_card_begins_with(tmp_path: Path, traits: ModelTraits) -> None:
+    config = DiffusionTraining(run=RunConfig(steps=100, batch=8), caption_dropout=0.1)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    planned = facts_of_run(tmp_path, name="mine")
+    assert planned.training == (TrainingStage(name="mine", steps=100, batch=8, text_dropped=0.1),)
+    assert planned.emissions is None
+    values = {"started": "a", "seconds": 7200.0, "device": "Tesla T4", "devices": 2, "first_step": 0, "last_step": 40}
+    (tmp_path / "sessions.jsonl").write_text(json.dumps(values) + "\n")
+    trained = facts_of_run(tmp_path, name="mine", region="fra")
+    assert trained.training[0].steps == 40 and trained.training[0].hours == 2.0
+    card = make_card(traits, trained)
+    assert "0.07 kW × 2 × 2 h" in card and "| mine | unknown | 40 | 8 | 320 |" in card
+    (tmp_path / "sessions.jsonl").write_text(json.dumps(values | {"device": "an unknown one"}) + "\n")
+    assert facts_of_run(tmp_path).emissions is None
+    (tmp_path / "config.toml").write_text("not toml")
+    with pytest.raises(InvalidConfig, match=r"config\.toml is not TOML"):
+        facts_of_run(tmp_path)
 
 
 def test_an_evaluation_is_shown_with_its_intervals(traits: ModelTraits, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sfumato.train.toml import from_values, to_toml
 
 FACTS = "card.toml"
 README = "README.md"
+SCRATCH = "scratch"  # what a stage that begins with random weights starts from
 
 _LONGEST = 200  # characters of a value taken over from a README
 _TAKEN = ("license", "license_name", "license_link", "base_model", "language", "datasets", "tags")
@@ -37,7 +38,7 @@ class DataSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStage:
-    """One training run of those that led to the model."""
+    """One training run of those that led to the model. `start` names the stages it went on from, or is "scratch"."""
 
     name: str
     start: str | None = None

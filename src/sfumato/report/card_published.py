@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfumato.errors import InvalidRequest
-from sfumato.report.card_facts import CardFacts, CurvePoint, TrainingStage, read_facts
-from sfumato.report.emissions_tables import TABLES
+from sfumato.report.card_facts import SCRATCH, CardFacts, CurvePoint, TrainingStage, read_facts
 from sfumato.train.diffusion import DiffusionTraining
 from sfumato.train.recipes import V1, Stage, lineage
 from sfumato.weights.store import ALIASES
 
 _SHARED = Path(__file__).parent / "facts" / "v1.toml"
+_CURVES = Path(__file__).parent / "evaluation" / "data" / "pareto_v1.csv"
 PUBLISHED = ("v1-1", "v1-2", "v1-3", "v1-4")
 
 
@@ -43,7 +43,7 @@ def published_name(hub_id: str | None) -> str | None:
 
 def _curve(name: str) -> tuple[CurvePoint, ...]:
     """Read off the published figure: ±0.05 in FID, ±0.0003 in CLIP score."""
-    with (TABLES / "pareto_v1.csv").open(encoding="utf-8", newline="") as file:
+    with _CURVES.open(encoding="utf-8", newline="") as file:
         return tuple(
             CurvePoint(
                 guidance_scale=float(row["guidance"]), clip_score=float(row["clip_score"]), fid=float(row["fid_10k"])
@@ -57,7 +57,7 @@ def _stage(name: str, stage: Stage) -> TrainingStage:
     assert isinstance(stage.training, DiffusionTraining)
     return TrainingStage(
         name=name,
-        start=stage.start,
+        start=stage.start or SCRATCH,
         steps=stage.training.run.steps,
         batch=stage.training.run.batch,
         resolution=stage.resolution,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sfumato.report.card_evaluation import Evaluation
-from sfumato.report.card_facts import CardFacts, EmissionFacts, TrainingStage
+from sfumato.report.card_facts import SCRATCH, CardFacts, EmissionFacts, TrainingStage
 from sfumato.report.card_model import ModelTraits
 from sfumato.report.emissions import Estimate, equivalents, estimate, mass, rounded
 from sfumato.report.emissions_tables import Source
@@ -27,7 +27,7 @@ def details(facts: CardFacts, traits: ModelTraits) -> str:
         ("language of prompts", ", ".join(facts.language) or UNKNOWN),
         (
             "began as",
-            facts.base_model or ("random weights" if facts.training and not facts.training[0].start else UNKNOWN),
+            facts.base_model or ("random weights" if from_scratch(facts) else UNKNOWN),
         ),
         ("kind", "latent text-to-image diffusion" + (", for inpainting" if traits.inpainting else "")),
         ("pictures", f"{traits.size} × {traits.size} pixels"),
@@ -39,7 +39,12 @@ def details(facts: CardFacts, traits: ModelTraits) -> str:
         ("parameters", f"{traits.parameters:,}"),
     ]
     parts = [(part.name, f"{part.parameters:,}", ", ".join(part.dtypes), part.shape) for part in traits.parts]
-    return "\n\n".join([_table(("", ""), rows), _table(("part", "parameters", "stored as", "shape"), parts)])
+    return "\n\n".join([_table(("fact", "value"), rows), _table(("part", "parameters", "stored as", "shape"), parts)])
+
+
+def from_scratch(facts: CardFacts) -> bool:
+    """Whether the first of its training runs began with random weights."""
+    return bool(facts.training) and facts.training[0].start == SCRATCH
 
 
 def use(facts: CardFacts, traits: ModelTraits, call: str) -> str:
@@ -63,7 +68,7 @@ def intended_use(facts: CardFacts) -> str:
 def misuse(facts: CardFacts, general: Sequence[str]) -> str:
     """What it must not be used for; `general` is what holds for any model whose makers don't say."""
     if facts.misuse:
-        lead = "It must not be used to make, or to spread, pictures that are hostile to people or shut them out:"
+        lead = "It must not be used to make, or to spread, what is hostile to people or shuts them out. Among else:"
         return f"{lead}\n\n{_list(facts.misuse)}"
     lead = f"What its makers forbid is {UNKNOWN}; the licence may say. For any model, this is misuse:"
     return f"{lead}\n\n{_list(general)}"
@@ -77,8 +82,8 @@ def out_of_scope(facts: CardFacts) -> str:
 def limits(facts: CardFacts, traits: ModelTraits) -> str:
     """What it does badly: what is known, and what follows from its shape."""
     built_in = [
-        f"Its autoencoder keeps a picture as {traits.factor} times fewer pixels a side, with losses: the finest detail "
-        "can't be painted.",
+        f"Its autoencoder is lossy: it keeps a picture with {traits.factor} times fewer pixels a side, and the finest "
+        "detail can't be painted.",
         f"Of a prompt it reads {traits.positions - 2} tokens; sfumato says so when there are more.",
     ]
     lead = "" if facts.limits else f"What it does badly beyond what follows from its shape is {UNKNOWN}.\n\n"
@@ -164,7 +169,7 @@ def emissions(facts: CardFacts) -> str:
         ("method", found.method),
     ]
     constants = [(c.name, f"{c.value:g} {c.unit}".rstrip(), str(c.source)) for c in found.constants]
-    blocks = [_table(("", ""), rows), _table(("constant", "value", "source"), constants)]
+    blocks = [_table(("fact", "value"), rows), _table(("constant", "value", "source"), constants)]
     telling = [f"{rounded(same.value)} {same.unit} {same.name}" for same in equivalents(found.kg) if same.value >= 0.01]
     if telling:
         blocks.append(f"As much as {', or '.join(telling)} (EPA).")
@@ -217,7 +222,7 @@ def unknowns(facts: CardFacts, found: Evaluation | None) -> tuple[str, ...]:
     missing = {
         "who made it": not facts.authors,
         "the licence of the weights": not (facts.license or facts.license_name),
-        "what its weights began as": not facts.base_model and not facts.training,
+        "what its weights began as": not facts.base_model and not from_scratch(facts),
         "the language of its prompts": not facts.language,
         "what its makers mean it for": not facts.intended_use,
         "what its makers forbid": not facts.misuse,
@@ -235,7 +240,7 @@ def _stage(stage: TrainingStage) -> tuple[str, ...]:
     seen = f"{stage.steps * stage.batch:,}" if stage.steps and stage.batch else UNKNOWN
     return (
         stage.name,
-        stage.start or "scratch",
+        stage.start or UNKNOWN,
         UNKNOWN if stage.steps is None else f"{stage.steps:,}",
         UNKNOWN if stage.batch is None else f"{stage.batch:,}",
         seen,
