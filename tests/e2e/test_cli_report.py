@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from command_line import Cli
 
 import sfumato
+from sfumato.weights.registry import Record, change_records
+from sfumato.weights.store import ALIASES
 
 POCKET = Path(sfumato.__file__).parent / "assets" / "pocket"
 
@@ -91,6 +94,18 @@ def test_facts_asked_for_and_a_single_file(cli: Cli, folder: Path) -> None:
     single = cli("card", "single.safetensors", "--facts", "own.toml")
     assert "license: mit" in single.lines and "# mine" in single.lines and "who made it" in single.out
     assert "**Unknown:** who made it" in cli("card", "single.safetensors").out
+
+
+def test_a_published_model_that_was_pulled_has_its_facts(cli: Cli, folder: Path) -> None:
+    """As `models pull v1-4` leaves it, with a README of its own; the weights are pocket's."""
+    shutil.copytree(POCKET, folder / "pulled", ignore=shutil.ignore_patterns("card.toml", "README.md"))
+    (folder / "pulled" / "README.md").write_text("---\nlicense: other\ntags: [theirs]\n---\n")
+    record = Record(name="v1-4", path=str(folder / "pulled"), hub_id=ALIASES["v1-4"], revision="main")
+    change_records(lambda records: records.update({"v1-4": record}))
+    shown = cli("card", "v1-4")
+    assert "# Stable Diffusion v1-4" in shown.lines and 'load_pipeline("CompVis/stable-diffusion-v1-4")' in shown.out
+    assert "license: other" in shown.lines and "- theirs" in shown.lines and "11,250 kg CO2eq" in shown.out
+    assert "another shape" in shown.err
 
 
 @pytest.mark.parametrize(

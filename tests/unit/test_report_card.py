@@ -34,15 +34,21 @@ from sfumato.weights.store import ALIASES
 from tiny_pipeline import POCKET, reference_pipeline
 
 RESULT = {
-    "protocol": "pocket-held-out",
-    "images": 500,
-    "points": [
+    "version": 1,
+    "protocol": "pocket",
+    "level": 0.95,
+    "cells": [
         {
-            "checkpoint": "final",
+            "name": f"final-g{scale:g}-plms-50",
+            "label": "final",
+            "guidance_scale": scale,
             "sampler": "plms",
             "steps": 50,
-            "guidance_scale": scale,
-            "metrics": {"kid": {"value": 0.01 * scale, "low": 0.005, "high": 0.1}, "clip_score": 0.25},
+            "pictures": 500,
+            "scores": {
+                "kid/efficientnet": {"value": 0.01 * scale, "low": 0.005, "high": 0.1},
+                "clip-score": {"value": 0.25, "low": None, "high": None},
+            },
         }
         for scale in (1.5, 7.0)
     ],
@@ -94,7 +100,7 @@ def test_the_hubs_library_changes_nothing(
     assert card.data.to_dict() == metadata(facts, traits, evaluation)
     if evaluated:
         found = {(result.metric_type, result.metric_value) for result in card.data.eval_results or []}
-        assert {("kid", 0.015), ("kid", 0.07), ("clip_score", 0.25)} <= found
+        assert {("kid/efficientnet", 0.015), ("kid/efficientnet", 0.07), ("clip-score", 0.25)} <= found
 
 
 def test_details_are_those_of_the_files(folder: Path, traits: ModelTraits) -> None:
@@ -277,23 +283,23 @@ def test_a_runs_folder_gives_the_facts_a_card_begins_with(tmp_path: Path, traits
 
 
 def test_an_evaluation_is_shown_with_its_intervals(traits: ModelTraits, tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text(json.dumps(RESULT))
-    text = section(
-        make_card(traits, CardFacts(), evaluation=read_evaluation(tmp_path / "result.json"), plot="a b.svg"),
-        "Evaluation",
-    )
-    assert "pocket-held-out, 500 pictures a point" in text and "(<a b.svg>)" in text
-    assert row(text, "final") == ["final", "plms", "50", "1.5", "0.015 (0.005 to 0.1)", "0.25"]
+    (tmp_path / "scores.json").write_text(json.dumps(RESULT))
+    assert read_evaluation(tmp_path) == read_evaluation(tmp_path / "scores.json")
+    card = make_card(traits, CardFacts(), evaluation=read_evaluation(tmp_path), plot="a b.svg")
+    text = section(card, "Evaluation")
+    assert "protocol pocket; in brackets 95% intervals" in text and "(<a b.svg>)" in text
+    assert row(text, "final") == ["final", "plms", "50", "1.5", "500", "0.015 (0.005 to 0.1)", "0.25"]
 
 
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ({}, "no points"),
-        ({"points": []}, "no points"),
-        ({"points": [3]}, "no points"),
-        ({"points": [{"guidance_scale": 3}]}, "point 1 has no metrics"),
-        ({"points": [{"metrics": {"fid": "low"}}]}, "point 1, fid is not a number"),
+        ({}, "no cells"),
+        ({"cells": []}, "no cells"),
+        ({"cells": [3]}, "no cells"),
+        ({"cells": [{"guidance_scale": 3}]}, "cell 1 has no scores"),
+        ({"cells": [{"scores": {"fid": "low"}}]}, "cell 1, fid is not a number"),
+        ({"cells": [{"scores": {"fid": {"value": "1"}}}]}, "cell 1, fid is not a number"),
     ],
 )
 def test_a_result_of_something_else_is_refused(result: object, message: str, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def card(
     ] = None,
     evaluation: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What `sfumato evaluate` found, as JSON.", show_default=False),
+        typer.Option(metavar="PATH", help="An evaluation's folder, or its scores.json.", show_default=False),
     ] = None,
     plot: Annotated[
         str | None, typer.Option(metavar="PATH", help="A picture of it, to refer to.", show_default=False)

@@ -189,10 +189,12 @@ def _write(found: Sequence[Estimate], as_json: bool) -> None:
 
 
 def _write_constants(constants: Iterable[Constant]) -> None:
-    listed = table("constant", "value", "source (addresses: --json)")
+    """Value, what it is, and whose it is; addresses are in the JSON."""
+    listed = table("constant", "what it is, and its source (addresses: --json)")
     for constant in dict.fromkeys(constants):
         listed.add_row(
-            literal(constant.name), f"{constant.value:g} {constant.unit}".rstrip(), literal(constant.source.cite)
+            literal(f"{constant.value:g} {constant.unit}".rstrip(), "bold cyan"),
+            literal(f"{constant.name}: {constant.source.cite}"),
         )
     stdout_console().print(listed)
 
@@ -229,18 +231,21 @@ def _write_tables(as_json: bool) -> None:
             }
         )
         return
+    used = [*(device.source for device in hardware()), *(grid.source for grid in grids())]
+    cited = {source: number for number, source in enumerate(dict.fromkeys(used), start=1)}
     devices = table("hardware", "watts", "source")
     for device in hardware():
-        devices.add_row(literal(device.name, "bold cyan"), f"{device.watts:g}", literal(device.source.cite))
-    places = table("region", "place", "kg CO2eq/kWh", "year", "source")
+        devices.add_row(literal(device.name, "bold cyan"), f"{device.watts:g}", f"({cited[device.source]})")
+    places = table("region", "kg CO2eq/kWh", "year", "source", "place")
     for grid in grids():
         places.add_row(
             literal(grid.region, "bold cyan"),
-            literal(grid.place),
             f"{grid.kg_per_kwh:.4g}",
             str(grid.year),
-            literal(grid.source.cite),
+            f"({cited[grid.source]})",
+            literal(grid.place),
         )
     console = stdout_console()
     console.print(devices)
     console.print(places)
+    console.print(facts({f"({number})": str(source) for source, number in cited.items()}))

@@ -106,7 +106,7 @@ def _model_index(name: str, evaluation: Evaluation) -> list[dict[str, Any]]:
     """The Hub's own form of results: of one data set, each metric named with its setting."""
     metrics = []
     for point in evaluation.points:
-        setting = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in point.settings.items())
+        setting = ", ".join(f"{key} {value}" for key, value in point.settings.items())
         for metric, measured in point.metrics.items():
             metrics.append(
                 {"type": metric, "value": measured.value, "name": f"{metric} at {setting or 'its defaults'}"}

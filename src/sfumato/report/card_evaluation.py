@@ -11,7 +11,8 @@ from typing import Any
 from sfumato.errors import InvalidConfig
 from sfumato.json_files import read_object
 
-_SETTINGS = ("checkpoint", "sampler", "steps", "guidance_scale")
+SCORES = "scores.json"
+_SETTINGS = {"label": "model", "sampler": "sampler", "steps": "steps", "guidance_scale": "guidance"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,49 +30,50 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedPoint:
-    """One setting, and its metrics by name."""
+    """One setting, on how many pictures, and its metrics by name."""
 
+    pictures: int | None
     settings: Mapping[str, str]
     metrics: Mapping[str, Measured]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Points measured by one protocol, on `images` pictures each where that is said."""
+    """Points measured by one protocol; `level` is that of the intervals."""
 
     protocol: str
-    images: int | None
+    level: float | None
     points: tuple[EvaluatedPoint, ...]
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """The result file: an object with `protocol`, `images` and `points`, each of settings (`checkpoint`, `sampler`,
-    `steps`, `guidance_scale`) and `metrics`: numbers, or objects with `value`, `low` and `high`. Raises
-    `InvalidConfig` or `ModelNotFound`."""
-    values = read_object(path)
-    points = values.get("points")
-    if not isinstance(points, list) or not points or not all(isinstance(point, dict) for point in points):
-        raise InvalidConfig(f"{path} has no points: give the JSON that `sfumato evaluate` wrote")
-    images = values.get("images")
+    """The `scores.json` of an evaluation, or the folder it is in. Raises `InvalidConfig` or `ModelNotFound`."""
+    file = path / SCORES if path.is_dir() else path
+    values = read_object(file)
+    cells = values.get("cells")
+    if not isinstance(cells, list) or not cells or not all(isinstance(cell, dict) for cell in cells):
+        raise InvalidConfig(f"{file} has no cells: give the {SCORES} that `sfumato evaluate score` wrote")
+    level = values.get("level")
     return Evaluation(
         protocol=str(values.get("protocol") or "a protocol the file doesn't name"),
-        images=images if isinstance(images, int) else None,
-        points=tuple(_point(point, f"{path}: point {number}") for number, point in enumerate(points, start=1)),
+        level=level if isinstance(level, float) else None,
+        points=tuple(_point(cell, f"{file}: cell {number}") for number, cell in enumerate(cells, start=1)),
     )
 
 
-def _point(point: Mapping[str, Any], where: str) -> EvaluatedPoint:
-    metrics = point.get("metrics")
-    if not isinstance(metrics, dict) or not metrics:
-        raise InvalidConfig(f"{where} has no metrics")
+def _point(cell: Mapping[str, Any], where: str) -> EvaluatedPoint:
+    scores, pictures = cell.get("scores"), cell.get("pictures")
+    if not isinstance(scores, dict) or not scores:
+        raise InvalidConfig(f"{where} has no scores")
     return EvaluatedPoint(
-        settings={name: str(point[name]) for name in _SETTINGS if point.get(name) is not None},
-        metrics={name: _measured(value, f"{where}, {name}") for name, value in metrics.items()},
+        pictures=pictures if isinstance(pictures, int) else None,
+        settings={title: str(cell[name]) for name, title in _SETTINGS.items() if cell.get(name) is not None},
+        metrics={name: _measured(value, f"{where}, {name}") for name, value in scores.items()},
     )
 
 
 def _measured(value: Any, where: str) -> Measured:
-    fields = value if isinstance(value, dict) else {"value": value}
+    fields = value if isinstance(value, dict) else {}
     numbers = {name: fields.get(name) for name in ("value", "low", "high")}
     known = {name: float(number) for name, number in numbers.items() if isinstance(number, int | float)}
     if "value" not in known or not all(map(math.isfinite, known.values())):

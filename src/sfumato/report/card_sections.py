@@ -137,18 +137,21 @@ def evaluation(facts: CardFacts, found: Evaluation | None, plot: str | None) -> 
         rows = [(f"{p.guidance_scale:g}", f"{p.clip_score:.4f}", f"{p.fid:.2f}") for p in facts.curve]
         blocks += ["Published:", _table(("guidance", "CLIP score", "FID"), rows)]
     if found is not None:
-        pictures = "" if found.images is None else f", {found.images:,} pictures a point"
         settings = list(dict.fromkeys(name for point in found.points for name in point.settings))
         metrics = list(dict.fromkeys(name for point in found.points for name in point.metrics))
         rows_found = [
             (
                 *(point.settings.get(name, "") for name in settings),
+                "" if point.pictures is None else f"{point.pictures:,}",
                 *(str(point.metrics[name]) if name in point.metrics else "" for name in metrics),
             )
             for point in found.points
         ]
-        titles = tuple(name.replace("_", " ") for name in (*settings, *metrics))
-        blocks += [f"Measured by `sfumato evaluate` ({_cell(found.protocol)}{pictures}):", _table(titles, rows_found)]
+        intervals = "" if found.level is None else f"; in brackets {found.level:.0%} intervals by bootstrap"
+        blocks += [
+            f"Measured by `sfumato evaluate`, protocol {_cell(found.protocol)}{intervals}:",
+            _table((*settings, "pictures", *metrics), rows_found),
+        ]
     if plot:
         blocks.append(f"![the evaluation's curve](<{plot}>)")
     return "\n\n".join(block for block in blocks if block) or f"How well it does is {UNKNOWN}: nobody has measured it."
