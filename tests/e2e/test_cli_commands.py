@@ -221,6 +221,28 @@ def test_inspect_and_convert_a_model(cli: Cli) -> None:
     assert "12,740,740" in readable and embedded["sha256"] in readable
 
 
+def test_convert_writes_variants_and_shards(cli: Cli, folder: Path) -> None:
+    assert cli("convert", "pocket", "half", "--variant", "fp16", "--max-shard-size", "10 MB").lines == ["half"]
+    assert [file for file in files_in(folder) if "safetensors" in file] == [
+        "half/text_encoder/model.fp16.safetensors",
+        *(f"half/unet/diffusion_pytorch_model.fp16-0000{i}-of-00003.safetensors" for i in (1, 2, 3)),
+        "half/unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+        "half/vae/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    assert cli("convert", "./half", "again.safetensors").code == 0
+    assert cli("convert", "pocket", "once.safetensors").code == 0
+    assert (folder / "again.safetensors").read_bytes() == (folder / "once.safetensors").read_bytes()
+    outcome = cli("generate", "cat", "--model", "./half", "--variant", "fp16", "--out", "a.png", *QUICK)
+    assert outcome.lines == ["a.png"]
+    cli("generate", "cat", "--out", "b.png", *QUICK)
+    assert np.array_equal(np.asarray(Image.open("a.png")), np.asarray(Image.open("b.png")))
+    mistaken = cli("inspect", "half")
+    assert mistaken.code == 2 and "for the folder here, write ./half" in mistaken.errors[0]
+    for size, says in (("big", "is no size: write it as 2GB"), ("0", "must be 1 or more")):
+        wrong = cli("convert", "pocket", "other", "--max-shard-size", size)
+        assert wrong.code == 2 and says in wrong.errors[0]
+
+
 def test_convert_puts_another_vae_in(cli: Cli, folder: Path) -> None:
     assets = Path(sfumato.__file__).parent / "assets" / "pocket" / "vae"
     shutil.copytree(assets, folder / "vae")

@@ -234,6 +234,42 @@ def test_diffusers_and_we_read_the_shards_we_write(tmp_path: Path) -> None:
             convert(POCKET, tmp_path / "x", layout=layout, max_shard_size=size)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shard_size", [None, 2**20], ids=["whole", "shards"])
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_diffusers_and_we_read_the_variants_we_write(variant: str, shard_size: int | None, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    path = tmp_path / "variant"
+    convert(POCKET, path, layout="diffusers", variant=variant, max_shard_size=shard_size)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+    files = [file.name for part in ("unet", "vae", "text_encoder") for file in (path / part).glob("*.safetensors*")]
+    assert all(f".{variant}" in name for name in files) and any("index" in name for name in files) == bool(shard_size)
+    theirs = StableDiffusionPipeline.from_pretrained(path, variant=variant, torch_dtype=dtype)
+    expected = StableDiffusionPipeline.from_pretrained(POCKET, torch_dtype=dtype)
+    for part in ("unet", "vae", "text_encoder"):
+        read = getattr(theirs, part).state_dict()
+        for name, tensor in getattr(expected, part).state_dict().items():
+            assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor), name
+    for chosen in (variant, None):  # a folder that has nothing else is read unasked
+        with open_model(path, variant=chosen) as ours, open_model(POCKET) as original:
+            for part_name, part in original.parts.items():
+                other = ours.parts[part_name]
+                for entry in part.entries:
+                    tensor = part.checkpoint.read(entry.theirs, dtype)
+                    assert torch.equal(other.checkpoint.read(entry.theirs), tensor)
+
+
+def test_a_variants_name_says_what_is_in_it(tmp_path: Path) -> None:
+    for options, says in (
+        ({"layout": "diffusers", "variant": "fp32"}, "variant 'fp32' is unknown"),
+        ({"layout": "diffusers", "variant": "fp16", "dtype": "float32"}, "holds float16, not float32"),
+        ({"layout": "compvis", "variant": "fp16"}, "names files in a folder"),
+    ):
+        with pytest.raises(InvalidRequest, match=says):
+            convert(POCKET, tmp_path / "x.safetensors", **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_neither_the_source_nor_what_is_no_model_is_replaced(tmp_path: Path) -> None:
     source = tmp_path / "models" / "mine"
     shutil.copytree(POCKET, source)

@@ -11,11 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.diffusion.catalog import check_choice
 from sfumato.errors import InvalidRequest, OutputError
 from sfumato.files import atomic_folder, atomic_write, write_text
 from sfumato.models import autoencoder, clip_text, compvis, unet
 from sfumato.pipeline.model import read_tokenizer
-from sfumato.pipeline.model_files import METADATA_KEY, LayoutName, ModelFiles, Part, open_model, published_v1
+from sfumato.pipeline.model_files import (
+    METADATA_KEY,
+    VARIANTS,
+    LayoutName,
+    ModelFiles,
+    Part,
+    open_model,
+    published_v1,
+)
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.runtime import DTYPES
 from sfumato.weights.mapper import Layout, written_entries
@@ -48,6 +57,7 @@ def convert(
     dtype: str | None = None,
     vae: Path | None = None,
     ema: bool = True,
+    variant: str | None = None,
     max_shard_size: int | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -55,21 +65,36 @@ def convert(
 
     "diffusers" makes a folder, "compvis" one file: `.safetensors`, or `.ckpt` for programs that read nothing else
     (which, unlike the others, is whole in memory while it is written). A safety checker goes along into a folder; a
-    single file has no place for one. `vae` and `ema` choose as in `open_model`. `max_shard_size`, in bytes, splits a
-    folder's larger weight files. The destination appears whole or not at all; `overwrite` replaces a file or a model's
+    single file has no place for one. `vae` and `ema` choose as in `open_model`. `variant` "fp16" or "bf16" writes a
+    folder's weights in that dtype under its name (`….fp16.safetensors`); `max_shard_size`, in bytes, splits its larger
+    weight files. The destination appears whole or not at all; `overwrite` replaces a file or a model's
     folder. Raises what opening and writing raise.
     """
     if max_shard_size is not None and (layout != "diffusers" or max_shard_size < 1):
         raise InvalidRequest(f"max_shard_size {max_shard_size} must be 1 or more, and the layout diffusers")
     _check_destination(destination, (source,) if vae is None else (source, vae), overwrite)
-    if dtype is not None and dtype not in DTYPES:
-        raise InvalidRequest(f"dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
+    chosen = _stored_dtype(dtype, variant, layout)
     with open_model(source, vae=vae, ema=ema) as files:
-        chosen = getattr(torch, dtype) if dtype else None
         if layout == "diffusers":
-            _write_folder(files, destination, chosen, max_shard_size, overwrite)
+            _write_folder(files, destination, chosen, variant, max_shard_size, overwrite)
         else:
             _write_single_file(files, destination, chosen, overwrite)
+
+
+def _stored_dtype(dtype: str | None, variant: str | None, layout: LayoutName) -> torch.dtype | None:
+    """What all tensors are written as; None for each as it is. A variant's name promises a dtype."""
+    if dtype is not None and dtype not in DTYPES:
+        raise InvalidRequest(f"dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
+    if variant is not None:
+        check_choice("variant", variant, VARIANTS)
+        if layout != "diffusers":
+            raise InvalidRequest(
+                f"variant {variant!r} names files in a folder: leave it out, or write layout diffusers"
+            )
+        if dtype not in (None, VARIANTS[variant]):
+            raise InvalidRequest(f"variant {variant!r} holds {VARIANTS[variant]}, not {dtype}: leave one of them out")
+        dtype = VARIANTS[variant]
+    return getattr(torch, dtype) if dtype else None
 
 
 def _check_destination(destination: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
@@ -104,7 +129,12 @@ class _Tensors:
 
 
 def _write_folder(
-    files: ModelFiles, destination: Path, dtype: torch.dtype | None, max_shard_size: int | None, overwrite: bool
+    files: ModelFiles,
+    destination: Path,
+    dtype: torch.dtype | None,
+    variant: str | None,
+    max_shard_size: int | None,
+    overwrite: bool,
 ) -> None:
     layouts = {"unet": unet.DIFFUSERS, "vae": autoencoder.DIFFUSERS, "text_encoder": clip_text.DIFFUSERS}
     with atomic_folder(destination, overwrite=overwrite) as folder:
@@ -119,6 +149,7 @@ def _write_folder(
                 tensors.read,
                 metadata={"format": "pt"},
                 max_shard_bytes=max_shard_size,
+                variant=variant,
             )
         (folder / "scheduler").mkdir()
         _write_json(folder / "scheduler" / "scheduler_config.json", files.scheduler)
@@ -157,7 +188,7 @@ def _write_single_file(files: ModelFiles, destination: Path, dtype: torch.dtype 
     tensors.add(files.text_encoder, compvis.text_layout())
     description = _description(files, tensors.infos)
     if destination.suffix == ".safetensors":
-        metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(description)} if description else {})
+        metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(description, sort_keys=True)} if description else {})
         write_safetensors(destination, tensors.infos, tensors.read, metadata=metadata, overwrite=overwrite)
     elif destination.suffix == ".ckpt":
         if description:

@@ -30,6 +30,8 @@ logger = logging.getLogger("sfumato")
 V1 = Path(__file__).parents[1] / "assets" / "v1"
 # Where a single file that we write says what its shapes don't.
 METADATA_KEY = "sfumato.model"
+# What the name of a folder's other files (`….fp16.safetensors`) says of the numbers in them.
+VARIANTS: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16"}
 
 LayoutName = Literal["diffusers", "compvis"]
 Module = TypeVar("Module", UNet, Autoencoder, ClipText)
@@ -228,12 +230,13 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def component_weights(folder: Path, variant: str | None = None) -> Path:
-    """The file to read: the variant asked for, the plain one, or the half-precision one if nothing else is there."""
+    """The file to read: the variant asked for, the plain one, or a half-precision one if nothing else is there."""
     try:
         return find_weights(folder, variant=variant)
     except ModelNotFound:
-        with suppress(ModelNotFound):
-            return find_weights(folder, variant="fp16")
+        for other in VARIANTS:
+            with suppress(ModelNotFound):
+                return find_weights(folder, variant=other)
         raise
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from sfumato.errors import CheckpointError
 from sfumato.files import atomic_write
 from sfumato.weights.safetensors_file import DTYPES
-from sfumato.weights.stored import TensorInfo
+from sfumato.weights.stored import ALIGNMENT, TensorInfo
 
+_LENGTH = "<Q"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -27,10 +28,12 @@ def write_safetensors(
     *,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
+    variant: str | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write `tensors` to `path`, asking `produce(name)` for each when its turn comes. Returns the files written.
 
+    `variant` "fp16" puts that into the names, where the Hub's libraries look for it: `….fp16.safetensors`.
     More than `max_shard_bytes` of them are split as the Hub's libraries do: `…-00001-of-00003.safetensors` and an index
     `….safetensors.index.json` beside them (one tensor larger than that has a shard to itself). Each file appears whole
     or not at all, the index last: where it is, every shard is. Where a shard can't get its name in the end, those that
@@ -41,12 +44,15 @@ def write_safetensors(
         if info.dtype not in _NAMES:
             raise CheckpointError(f"{path}: tensor {name!r} is {info.dtype}, which safetensors can't hold here")
     shards = _split(tensors, max_shard_bytes)
+    kind = f".{variant}" if variant else ""
     if len(shards) == 1:
+        path = path.with_name(f"{path.stem}{kind}{path.suffix}")
         with atomic_write(path, overwrite=overwrite) as file:
             _write(file, path, shards[0], produce, metadata or {})
         return [path]
-    paths = [path.with_name(f"{path.stem}-{i:05d}-of-{len(shards):05d}.safetensors") for i in range(1, len(shards) + 1)]
-    index = path.with_name(f"{path.stem}.safetensors.index.json")
+    numbers = [f"{i:05d}-of-{len(shards):05d}" for i in range(1, len(shards) + 1)]
+    paths = [path.with_name(f"{path.stem}{kind}-{number}.safetensors") for number in numbers]
+    index = path.with_name(f"{path.stem}.safetensors.index{kind}.json")
     with contextlib.ExitStack() as stack:
         # A stack closes backwards: the index, entered first, gets its name last, when every shard it lists is there.
         stack.enter_context(atomic_write(index, overwrite=overwrite)).write(_index(shards, paths))
@@ -82,8 +88,15 @@ def _write(
     produce: Callable[[str], Tensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """One whole file. Wider dtypes come first, so that every tensor is aligned for its dtype, as the library does."""
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    """One whole file, laid out so that a reader can use its memory map as it is.
+
+    The header is padded until the numbers begin on `ALIGNMENT` bytes. Tensors that fill whole multiples of it come
+    first and keep each other there; of the rest (a model has a handful, and small) the wider dtypes come first, so that
+    each is aligned for its dtype.
+    """
+    ordered = sorted(
+        tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT > 0, -item[1].dtype.itemsize, item[0])
+    )
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, info in ordered:
@@ -91,8 +104,9 @@ def _write(
         header[name] = {"dtype": _NAMES[info.dtype], "shape": list(info.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
+    length = struct.calcsize(_LENGTH) + len(text)
+    text += b" " * (-length % ALIGNMENT)
+    file.write(struct.pack(_LENGTH, len(text)) + text)
     for name, info in ordered:
         _write_tensor(file, path, name, info, produce(name))
 

@@ -116,6 +116,8 @@ def resolve(
     if isinstance(name, Path) or _looks_like_path(text):
         return _at_path(user_path(text))
     if not hub.is_hub_id(hub_id):
+        if Path(text).is_dir():
+            raise ModelNotFound(f"no model {text[:80]!r} by that name: for the folder here, write ./{text[:80]}")
         raise ModelNotFound(_unknown(text, named))
     try:
         return _from_hub(text, hub.cached(hub_id, revision=revision))
