@@ -97,6 +97,29 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_path(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """As `atomic_write`, for programs that want a path to write to: gives that of the hidden file, not made yet."""
+    _refuse_existing(path, overwrite)
+    temporary = _temporary(path)
+    try:
+        with _naming(path, only=_WHILE_WRITING):
+            yield temporary
+        with _naming(path):
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            _publish(temporary, path, overwrite)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the hidden files of a process that was killed while it wrote there. No other may be writing."""
+    for leftover in folder.glob(".*.part"):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes, *, overwrite: bool = False) -> None:
     """Write `data` to `path` atomically; see `atomic_write` for the errors."""
     with atomic_write(path, overwrite=overwrite) as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from sfumato.cli.data_encode import encode
+from sfumato.cli.data_filter import filter_rows
 
 data = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -14,4 +15,5 @@ def about_data() -> None:
     """Filter, download, shard, encode, verify and describe data sets."""
 
 
+data.command("filter")(filter_rows)
 data.command()(encode)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import CheckpointError
+from sfumato.files import remove_leftovers
 from sfumato.weights.checkpoint import open_checkpoint
 from sfumato.weights.save import write_safetensors
 from sfumato.weights.stored import TensorInfo
@@ -98,8 +99,7 @@ class Checkpoints:
         for path in paths[: -self.keep]:
             if path != best:
                 path.unlink(missing_ok=True)
-        for leftover in self.folder.glob(".*.part"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))

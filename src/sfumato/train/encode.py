@@ -35,7 +35,7 @@ from sfumato.data.samples import Dataset
 from sfumato.data.shards import MANIFEST
 from sfumato.data.transforms import Pixels, Preparation
 from sfumato.errors import DataError, InvalidRequest, NumericalError
-from sfumato.files import locked, make_folder
+from sfumato.files import locked, make_folder, remove_leftovers
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
@@ -180,8 +180,7 @@ def missing_parts(encoding: Encoding, folder: Path) -> list[int]:
     spec = encoding.spec
     if (folder / MANIFEST).exists():
         _refuse_another(read_manifest(folder), spec, folder)
-    for leftover in folder.glob(".*.part"):  # of a process that was killed while it wrote
-        leftover.unlink(missing_ok=True)
+    remove_leftovers(folder)
     missing = []
     for number in range(spec.parts):
         path = part_path(folder, number)
