@@ -113,10 +113,33 @@ def atomic_path(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder within `folder` for the time of the block; `publish` gives what is finished its name."""
+    temporary = _temporary(folder / "scratch")
+    with _naming(folder):
+        temporary.mkdir()
+    try:
+        with _naming(folder, only=_WHILE_WRITING):
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(finished: Path, path: Path) -> None:
+    """Give a finished file in a folder beside it the name `path`, in the place of what had it."""
+    with _naming(path):
+        with finished.open("rb") as file:
+            os.fsync(file.fileno())
+        _publish(finished, path, overwrite=True)
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete the hidden files of a process that was killed while it wrote there. No other may be writing."""
+    """Delete what a process that was killed left hidden while it wrote there. No other may be writing."""
     for leftover in folder.glob(".*.part"):
-        if leftover.is_file():
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
             leftover.unlink(missing_ok=True)
 
 

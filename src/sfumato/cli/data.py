@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from sfumato.cli.data_download import download
 from sfumato.cli.data_encode import encode
 from sfumato.cli.data_filter import filter_rows
+from sfumato.cli.data_report import stats, verify
+from sfumato.cli.data_shard import shard
 
 data = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -16,4 +19,8 @@ def about_data() -> None:
 
 
 data.command("filter")(filter_rows)
+data.command()(download)
+data.command()(shard)
 data.command()(encode)
+data.command()(verify)
+data.command()(stats)

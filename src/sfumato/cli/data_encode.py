@@ -90,7 +90,7 @@ def encode(
     from sfumato.runtime import resolve_device
     from sfumato.train.encode import encode_moments
 
-    dataset = _some(source, samples) if scenes is None else _composed(source, scenes, samples, held_out)
+    dataset = _some(source, samples, uncaptioned) if scenes is None else _composed(source, scenes, samples, held_out)
     network = load_autoencoder(autoencoder)
     width, height = asked or (network.config.sample_size, network.config.sample_size)
     with tracking() as tracker:
@@ -121,12 +121,12 @@ def _sides(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-def _some(source: Path, samples: int | None) -> Dataset:
+def _some(source: Path, samples: int | None, uncaptioned: bool) -> Dataset:
     """The data set in a folder, or its first samples."""
     from sfumato.data.opening import open_dataset
     from sfumato.data.samples import Subset
 
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, captions_required=not uncaptioned)
     return dataset if samples is None else Subset(dataset, range(min(samples, len(dataset))))
 
 

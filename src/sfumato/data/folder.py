@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sfumato.data.decoding import PICTURE_SUFFIXES, decode, read_picture
 from sfumato.data.samples import Record, Sample, captions_among, captions_in_lines
+from sfumato.data.tables import Tables
 from sfumato.errors import DataError
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_PARQUET_MEMORY = 1024  # MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +42,14 @@ class PictureFolder:
         return read_picture(self.paths[index])
 
 
-def open_folder(folder: Path) -> PictureFolder:
-    """Pictures with captions, from `metadata.jsonl` or `metadata.csv` (`file_name`, `text`, any other columns), or
-    else from a text file beside each picture (`cat.png`, `cat.txt`; one caption a line).
+def open_folder(folder: Path, *, captions_required: bool = True) -> PictureFolder:
+    """Pictures with captions, from `metadata.jsonl`, `.csv` or `.parquet` (`file_name`, `text`, any other columns) in
+    the folder or in subfolders of it, as Hugging Face's `imagefolder` has them, or else from a text file beside each
+    picture (`cat.png`, `cat.txt`; one caption a line).
 
     The key of a sample is its path without the suffix. `DataError` for a folder without pictures, a picture without a
-    caption, two pictures of one key, a metadata line that is broken, and a `file_name` that isn't there or leads out
-    of the folder.
+    caption (unless they aren't `captions_required`), two pictures of one key, a metadata line that is broken, and a
+    `file_name` that isn't there or leads out of the folder. Parquet needs the extra `data`.
     """
     found = {
         path.relative_to(folder).as_posix(): path
@@ -62,42 +65,41 @@ def open_folder(folder: Path) -> PictureFolder:
         if key in records:
             raise DataError(f"{path}: another picture has the key {key!r} too: rename one")
         if listed is None:
-            records[key] = Record(key=key, captions=_beside(path), fields={})
+            records[key] = Record(key=key, captions=_beside(path, captions_required), fields={})
         elif name not in listed:
             raise DataError(f"{path} is not in the metadata: add a line for it, or take it away")
         else:
             fields = listed[name]
-            records[key] = Record(key=key, captions=_captioned(fields, path), fields=fields)
+            captions = captions_among(fields, str(path))
+            if captions_required and not captions:
+                raise DataError(f"{path} has no caption in the metadata: fill in its 'text'")
+            records[key] = Record(key=key, captions=captions, fields=fields)
     for name in (listed or {}).keys() - found.keys():
         raise DataError(f"{folder}: the metadata names {name!r:.80}, which is no picture in this folder")
     return PictureFolder(folder=folder, paths=tuple(found.values()), records=tuple(records.values()))
 
 
-def _beside(picture: Path) -> tuple[str, ...]:
+def _beside(picture: Path, required: bool) -> tuple[str, ...]:
     path = picture.with_suffix(".txt")
     if not path.is_file():
+        if not required:
+            return ()
         raise DataError(f"{picture} has no caption: write it to {path.name}, or all of them to {METADATA[0]}")
     captions = captions_in_lines(_bytes(path), str(path))
-    if not captions:
+    if required and not captions:
         raise DataError(f"{path} is empty: write a caption for {picture.name}")
     return captions
 
 
-def _captioned(fields: Mapping[str, Any], picture: Path) -> tuple[str, ...]:
-    captions = captions_among(fields, str(picture))
-    if not captions:
-        raise DataError(f"{picture} has no caption in the metadata: fill in its 'text'")
-    return captions
-
-
 def _listed(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """The metadata's lines by file name, None where there is no metadata."""
-    readers = {METADATA[0]: _json_lines, METADATA[1]: _csv_lines}
-    for name, read in readers.items():
-        path = folder / name
-        if path.is_file():
-            return _by_name(read(_bytes(path), path), path)
-    return None
+    """The metadata's lines by the file's place in the folder, None where there is no metadata."""
+    listed: dict[str, dict[str, Any]] = {}
+    tables = {path.parent: path for name in reversed(METADATA) for path in folder.rglob(name)}
+    for place, path in sorted(tables.items()):
+        above = place.relative_to(folder)
+        for name, fields in _by_name(_READERS[path.name](path), path).items():
+            listed[(above / name).as_posix()] = fields
+    return listed if tables else None
 
 
 def _by_name(lines: list[dict[str, Any]], path: Path) -> dict[str, dict[str, Any]]:
@@ -112,9 +114,9 @@ def _by_name(lines: list[dict[str, Any]], path: Path) -> dict[str, dict[str, Any
     return listed
 
 
-def _json_lines(data: bytes, path: Path) -> list[dict[str, Any]]:
+def _json_lines(path: Path) -> list[dict[str, Any]]:
     entries = []
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(_bytes(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -129,14 +131,34 @@ def _json_lines(data: bytes, path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _csv_lines(data: bytes, path: Path) -> list[dict[str, Any]]:
+def _csv_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True, restkey="")
+        reader = csv.DictReader(io.StringIO(_bytes(path).decode("utf-8-sig"), newline=""), strict=True, restkey="")
         return [{key: value for key, value in entry.items() if key and value is not None} for entry in reader]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: save it as UTF-8") from error
     except csv.Error as error:
         raise DataError(f"{path} is not a table in CSV: {error}") from error
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    tables = Tables(memory=_PARQUET_MEMORY)
+    try:
+        return [{name: _plain(value) for name, value in row.items()} for row in tables.rows(path)]
+    finally:
+        tables.close()
+
+
+def _plain(value: object) -> object:
+    """What JSON knows as it is, all else (dates, decimals) as text."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+
+
+_READERS: Mapping[str, Callable[[Path], list[dict[str, Any]]]] = dict(
+    zip(METADATA, (_json_lines, _csv_lines, _parquet_rows), strict=True)
+)
 
 
 def _bytes(path: Path) -> bytes:

@@ -247,6 +247,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def is_moments(folder: Path) -> bool:
+    """Whether a folder holds encoded pictures, finished or not."""
+    return part_path(folder, 0).exists()
+
+
 def part_path(folder: Path, number: int) -> Path:
     return folder / f"moments-{number:05d}.safetensors"
 

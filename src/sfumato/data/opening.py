@@ -10,10 +10,11 @@ from sfumato.data.shards import MANIFEST, open_shards
 from sfumato.errors import DataError
 
 
-def open_dataset(folder: Path) -> StoredDataset:
-    """Shards where there are any (`*.tar`), else the pictures in the folder. `DataError` where there is neither."""
+def open_dataset(folder: Path, *, captions_required: bool = True) -> StoredDataset:
+    """Shards where there are any (`*.tar`), else the pictures in the folder, all with captions unless they aren't
+    `captions_required` (of shards that only shows when a sample is read). `DataError` where there is neither."""
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: give one with pictures or with shards (*.tar)")
     if (folder / MANIFEST).is_file() or any(folder.glob("*.tar")):
         return open_shards(folder)
-    return open_folder(folder)
+    return open_folder(folder, captions_required=captions_required)

@@ -75,6 +75,16 @@ class Subset:
         return self.dataset.sample(self.indices[index])
 
 
+@dataclass(frozen=True, slots=True)
+class StoredSubset(Subset):
+    """The same of a data set of files."""
+
+    dataset: StoredDataset
+
+    def picture_bytes(self, index: int) -> bytes:
+        return self.dataset.picture_bytes(self.indices[index])
+
+
 def choose_caption(record: Record, stream: Stream) -> str:
     """One of the sample's captions. `DataError` where it has none."""
     if not record.captions:

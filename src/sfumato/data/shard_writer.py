@@ -78,7 +78,7 @@ def write_shards(
         raise DataError("there are no samples to write: an empty shard can't be read")
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         shards = [
-            _write_shard(
+            write_shard(
                 dataset, encode, chosen[start : start + samples_per_shard], temporary / f"{name}-{number:05}.tar"
             )
             for number, start in enumerate(range(0, len(chosen), samples_per_shard))
@@ -87,7 +87,8 @@ def write_shards(
     return open_shards(folder)
 
 
-def _write_shard(dataset: Dataset, encode: Encode, indices: Sequence[int], path: Path) -> Shard:
+def write_shard(dataset: Dataset, encode: Encode, indices: Sequence[int], path: Path) -> Shard:
+    """One tar file, and its index beside it; the caller sees to it that they appear whole."""
     with path.open("w+b") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for index in indices:
