@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench card clean
 
 help:
 	@echo "make demo    make a picture with the embedded model and say where it is"
 	@echo "make test    the whole test suite (and make check)"
 	@echo "make check   format, lint, types, layers"
 	@echo "make bench   the benchmarks of benchmarks/, on this machine"
+	@echo "make card    the embedded model's README.md anew, from its weights and card.toml"
 	@echo "PYTHON=python3.12 chooses the interpreter; PIP_ARGS is passed to pip (an index with CPU-only torch, say)"
 
 $(BIN)/python:
@@ -50,6 +51,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+card: $(VENV)/.run
+	@$(BIN)/sfumato card pocket --out src/sfumato/assets/pocket/README.md --overwrite
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -78,7 +78,7 @@ def row(table: str, name: str) -> list[str]:
 
 
 def test_the_packaged_card_is_what_the_command_writes() -> None:
-    """After new weights or facts: sfumato card pocket --out src/sfumato/assets/pocket/README.md --overwrite"""
+    """After new weights or facts: `make card`."""
     assert make_card(read_traits(POCKET), facts_in(POCKET), call="pocket") == (POCKET / README).read_text("utf-8")
 
 

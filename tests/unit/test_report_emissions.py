@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -117,11 +118,15 @@ def test_what_cannot_be_is_said_in_one_line(wrong: dict[str, object], message: s
     assert "\n" not in str(caught.value)
 
 
-def test_measured_energy_times_our_grid() -> None:
+def test_measured_energy_times_our_grid_and_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: asked.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: asked.append(address) or [])
     result, found = measure(lambda: sum(range(100_000)), region="fra", pue=1.5)
     assert result == 4_999_950_000
     assert found.device_kwh > 0.0 and found.power is None and "codecarbon" in found.method
     assert found.kg == pytest.approx(found.device_kwh * 1.5 * find_grid("fra").kg_per_kwh, rel=1e-12)
+    assert asked == []
 
 
 def test_what_is_measured_may_fail_as_itself() -> None:
