@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +180,15 @@ def test_cells_and_code_hold_whatever_a_fact_says(traits: ModelTraits) -> None:
     code = section(card, "Running it").split("```python\n")[1].split("```")[0]
     assert f"load_pipeline({json.dumps(nasty)})" in code
     compile(code, "card", "exec")
+
+
+def test_a_config_cannot_steer_the_card(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "hostile")
+    path = tmp_path / "hostile" / "scheduler" / "scheduler_config.json"
+    values = json.loads(path.read_text()) | {"prediction_type": "a|b\n## Limits\n\x1b[31m", "beta_schedule": "x\n" * 99}
+    path.write_text(json.dumps(values))
+    card = make_card(read_traits(tmp_path / "hostile"), CardFacts())
+    assert "| predicts | a\\|b## Limits[31m |" in card and card.count("\n## Limits\n") == 1 and "\x1b" not in card
 
 
 def test_emissions_without_a_grid_are_unknown(traits: ModelTraits) -> None:

@@ -62,7 +62,7 @@ def read_traits(path: Path) -> ModelTraits:
             factor=vae.factor,
             latent_channels=vae.latent_channels,
             positions=text.positions,
-            prediction=str(files.scheduler.get("prediction_type", "epsilon"))[:_LONGEST],
+            prediction=_word(files.scheduler.get("prediction_type", "epsilon")),
             schedule=_schedule(files.scheduler),
             inpainting=unet.in_channels > vae.latent_channels,
             v1_shaped=unet == UNetConfig() and vae == AutoencoderConfig() and text == ClipTextConfig(),
@@ -127,4 +127,9 @@ def _schedule(scheduler: Mapping[str, Any]) -> str:
     start, end = scheduler.get("beta_start"), scheduler.get("beta_end")
     if not all(isinstance(number, int | float) for number in (steps, start, end)) or not isinstance(kind, str):
         return ""
-    return f"{steps} steps, β {kind[:_LONGEST]} from {start:g} to {end:g}"
+    return f"{steps} steps, β {_word(kind)} from {start:g} to {end:g}"
+
+
+def _word(value: Any) -> str:
+    """What a config says in a word, with nothing in it that a card can't show."""
+    return "".join(letter for letter in str(value) if letter.isprintable())[:_LONGEST]
