@@ -93,7 +93,8 @@ def test_facts_asked_for_and_a_single_file(cli: Cli, folder: Path) -> None:
     assert cli("convert", "pocket", "single.safetensors").code == 0
     single = cli("card", "single.safetensors", "--facts", "own.toml")
     assert "license: mit" in single.lines and "# mine" in single.lines and "who made it" in single.out
-    assert "**Unknown:** who made it" in cli("card", "single.safetensors").out
+    nameless = cli("card", "single.safetensors")
+    assert "**Unknown:** who made it" in nameless.out and "# single" in nameless.lines
 
 
 def test_a_published_model_that_was_pulled_has_its_facts(cli: Cli, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,9 +66,10 @@ def card(
 
     location = resolve(model, offline=True)
     traits = read_traits(location.path)
+    known = _facts(facts, location, traits)
     text = make_card(
         traits,
-        _facts(facts, location, traits),
+        replace(known, name=known.name or location.name),
         call=location.hub_id or (location.name if location.source == "embedded" else SOMEWHERE),
         evaluation=None if evaluation is None else read_evaluation(evaluation),
         plot=plot,

@@ -154,7 +154,7 @@ def evaluation(facts: CardFacts, found: Evaluation | None, plot: str | None) -> 
         ]
     if plot:
         blocks.append(f"![the evaluation's curve](<{plot}>)")
-    return "\n\n".join(block for block in blocks if block) or f"How well it does is {UNKNOWN}: nobody has measured it."
+    return "\n\n".join(block for block in blocks if block) or f"How well it does is {UNKNOWN}."
 
 
 def emissions(facts: CardFacts) -> str:
