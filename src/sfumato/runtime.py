@@ -73,6 +73,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As people write it: "float16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def processor_name(device: torch.device) -> str:
     """What computes there, in the maker's words: pictures are promised to be the same only on the same kind."""
     import torch

@@ -177,3 +177,29 @@ def test_a_wrong_line_of_prompts_stops_before_the_first_picture(cli: Cli, folder
     outcome = cli("generate", "--prompts-file", "p.jsonl")
     assert outcome.code == 2 and "p.jsonl, line 2: not an object with a prompt" in outcome.errors[0]
     assert files_in(folder) == ["p.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ({"sampler": "ddpm", "steps": 5, "width": 36}, "width 36"),
+        ({"clip_skip": 11}, "clip_skip 11: this model's text encoder has"),
+        ({"prompt": "a (cat:1.2.3)", "prompt_syntax": "weighted"}, "is not a number"),
+        ({"model": "./nowhere"}, "no such file or folder"),
+        ({"model": "./corrupt.safetensors"}, "corrupt.safetensors"),
+    ],
+    ids=["size", "clip skip", "weight", "missing model", "corrupt model"],
+)
+def test_what_a_later_batch_can_not_be_is_found_before_the_first_picture(
+    cli: Cli, things: Path, field: dict[str, object], says: str
+) -> None:
+    (things / "p.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "b"} | field) + "\n")
+    before = files_in(things)
+    outcome = cli("generate", "--prompts-file", "p.jsonl", "--steps", "1", "--out", "pictures")
+    assert outcome.code in (1, 2) and len(outcome.errors) == 1 and says in outcome.errors[0]
+    assert outcome.out == "" and files_in(things) == before
+
+
+def test_what_is_cut_of_a_prompt_is_told_once(cli: Cli) -> None:
+    outcome = cli("generate", "word " * 40 + "tail", "--steps", "1")
+    assert outcome.code == 0 and outcome.err.count("left out") == 1

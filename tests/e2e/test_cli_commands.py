@@ -184,6 +184,21 @@ def test_inspect_a_picture_of_ours_and_of_another_program(cli: Cli) -> None:
     assert theirs["settings"]["prompt"] == "a cat" and theirs["settings"]["negative_prompt"] == "dog"
 
 
+def test_inspect_reads_comments(cli: Cli) -> None:
+    """A GIF has no other place for text; most comments are about something else."""
+    cli("interpolate", "red heart", "blue heart", "--frames", "2", "--seed", "5", "--out", "walk.gif", *QUICK)
+    ours = json.loads(cli("inspect", "walk.gif", "--json").out)
+    assert ours["program"] == "sfumato" and ours["settings"]["prompt"] == "red heart"
+    assert (ours["settings"]["Seed"], ours["settings"]["Steps"]) == ("5", "2")
+    theirs = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 8x8"
+    for name in ("theirs.gif", "theirs.jpg"):
+        Image.new("RGB", (8, 8)).save(name, comment=theirs.encode())
+        found = json.loads(cli("inspect", name, "--json").out)
+        assert (found["settings"]["prompt"], found["settings"]["negative_prompt"]) == ("a cat", "dog")
+    Image.new("RGB", (8, 8)).save("plain.gif", comment=b"Created with GIMP \xff")
+    assert json.loads(cli("inspect", "plain.gif", "--json").out)["program"] is None
+
+
 def test_inspect_reads_a_picture_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (8, 8)).save("plain.png")
     opened: list[str] = []

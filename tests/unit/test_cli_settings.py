@@ -33,6 +33,19 @@ def test_each_source_wins_over_the_ones_behind_it(tmp_path: Path, environment: d
     assert request.height is None and request.prompt == "a cat"
 
 
+def test_names_in_the_environment_that_are_no_settings_are_told(
+    environment: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment |= {"SFUMATO_STEP": "3", "SFUMATO_UNKNOWN": "x", "SFUMATO_HOME": "/", "SFUMATO_BENCH_ROUNDS": "1"}
+    environment |= {"SFUMATO_STEPS": "3", "SFUMATO_MODEL_PATH": "/"}
+    with caplog.at_level("WARNING", logger="sfumato"):
+        read_settings({}, environment=environment, folder=tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        "SFUMATO_STEP is no setting: did you mean SFUMATO_STEPS?",
+        "SFUMATO_UNKNOWN is no setting, and not used",
+    ]
+
+
 def test_the_nearest_project_file_counts_alone(tmp_path: Path, environment: dict[str, str]) -> None:
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)

@@ -212,6 +212,18 @@ def test_the_index_says_what_is_in_the_folder(tmp_path: Path) -> None:
     assert isinstance(StableDiffusionPipeline.from_pretrained(tmp_path / "without").scheduler, DDIMScheduler)
 
 
+@pytest.mark.parametrize("required", [True, False])
+def test_whether_a_checker_is_required_survives_a_single_file(required: bool, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(POCKET, source)
+    (source / "model_index.json").write_text(json.dumps(_index(source) | {"requires_safety_checker": required}))
+    convert(source, tmp_path / "one.safetensors", layout="compvis")
+    with open_model(tmp_path / "one.safetensors") as files:
+        assert files.requires_safety_checker is required
+    convert(tmp_path / "one.safetensors", tmp_path / "back", layout="diffusers")
+    assert _index(tmp_path / "back")["requires_safety_checker"] is required
+
+
 def test_diffusers_and_we_read_the_shards_we_write(tmp_path: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from sfumato.prompt.chunks import align_windows, plan_prompt
+from sfumato.prompt.chunks import align_windows, plan_prompt, warn_of_cut
 from sfumato.prompt.tokenizer import Tokenizer
 
 ASSETS = Path(str(files("sfumato") / "assets"))
@@ -49,8 +49,9 @@ def test_padding_is_the_files_pad_token() -> None:
 
 def test_what_is_cut_is_told_exactly(caplog: pytest.LogCaptureFixture) -> None:
     kept, lost = "word " * 75, "Über\tALLES, and  more \n"
+    plan = plan_prompt(TOKENIZER, kept + lost)
     with caplog.at_level(logging.WARNING, logger="sfumato"):
-        plan = plan_prompt(TOKENIZER, kept + lost)
+        warn_of_cut(TOKENIZER, plan)
     assert plan.cut == (lost,)
     (record,) = caplog.records
     assert repr(lost) in record.getMessage()
@@ -58,7 +59,9 @@ def test_what_is_cut_is_told_exactly(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_nothing_cut_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    assert plan_prompt(TOKENIZER, "word " * 75 + "  ").cut == ()
+    plan = plan_prompt(TOKENIZER, "word " * 75 + "  ")
+    warn_of_cut(TOKENIZER, plan)
+    assert plan.cut == ()
     assert not caplog.records
 
 

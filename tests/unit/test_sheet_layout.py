@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from sfumato.errors import InvalidRequest
+from sfumato.pictures import lettering
 from sfumato.pictures.contact_sheet import contact_sheet, montage
 from sfumato.pictures.pixels import Pixels
 
@@ -81,9 +83,42 @@ def test_small_pictures_are_enlarged_by_whole_pixels_where_labels_need_room() ->
     assert place(montage([plain((200, 0, 0), 64, 64)]), (200, 0, 0))[2:] == (64, 64)
 
 
-def test_accents_become_letters_the_font_has() -> None:
+@pytest.fixture
+def no_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "INSTALLED", ())
+
+
+@pytest.mark.usefixtures("no_fonts")
+def test_letters_nobody_can_draw_are_spelled() -> None:
+    """Without a font of the system's: Pillow's has ASCII and little more, and draws all others as one box."""
+    font = lettering.font_for("crème", 20)
+    assert lettering.drawable("crème brûlée, cat", font) == "creme brulee, cat"
+    assert lettering.drawable("cre\u0300me", font) == "creme"  # typed with a combining accent
+    assert lettering.drawable("猫 ж", font) == r"\u732b \u0436"
     rows = [[plain((255, 255, 255))]]
-    assert np.array_equal(contact_sheet(rows, title="crème brûlée"), contact_sheet(rows, title="creme brulee"))
+    assert np.array_equal(contact_sheet(rows, title="crème"), contact_sheet(rows, title="creme"))
+    assert not np.array_equal(contact_sheet(rows, title="猫"), contact_sheet(rows, title="犬"))
+
+
+class Alphabet:
+    """A font that draws these letters, each its own way, and all others the same."""
+
+    def __init__(self, letters: str) -> None:
+        self.letters = letters
+
+    def getmask(self, letter: str) -> bytes:
+        return (letter if letter in self.letters else "?").encode()
+
+
+def test_the_systems_font_with_the_most_letters_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    fonts = {"latin.ttf": Alphabet("éè"), "more.ttf": Alphabet("éжш"), "missing.ttf": None}
+    monkeypatch.setattr(lettering, "INSTALLED", tuple(fonts))
+    monkeypatch.setattr(lettering, "_installed", lambda name, size: fonts[name])
+    assert isinstance(lettering.font_for("plain", 20), ImageFont.FreeTypeFont)  # Pillow's own
+    assert lettering.font_for("é", 20) is fonts["latin.ttf"]
+    assert lettering.font_for("éж猫", 20) is fonts["more.ttf"]
+    assert lettering.drawable("éж猫", fonts["more.ttf"]) == r"éж\u732b"  # type: ignore[arg-type]
+    assert isinstance(lettering.font_for("猫", 20), ImageFont.FreeTypeFont)  # nobody has it
 
 
 @pytest.mark.parametrize(("count", "columns", "shape"), [(1, None, (1, 1)), (5, None, (2, 3)), (5, 5, (1, 5))])

@@ -204,12 +204,21 @@ def test_a_hash_needs_no_writable_library(weights: Path, library: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "{", '{"version": 9, "models": {}}', '{"version": 1}', '{"version": 1, "models": {"../x": {"path": "/"}}}'],
+    [
+        "[]",
+        "{",
+        "[" * 10_000,
+        '{"version": NaN}',
+        '{"a": "' + "x" * 2**23 + '"}',
+        '{"version": 9, "models": {}}',
+        '{"version": 1}',
+        '{"version": 1, "models": {"../x": {"path": "/"}}}',
+    ],
 )
 def test_a_damaged_list_is_named(content: str, library: Path) -> None:
     library.mkdir()
     (library / "models.json").write_text(content)
-    with pytest.raises(InvalidConfig, match=r"models\.json: .*move it away"):
+    with pytest.raises(InvalidConfig, match=r"models\.json.*move it away"):
         store.list_models()
 
 

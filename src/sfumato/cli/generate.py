@@ -121,9 +121,13 @@ def generate(
 
 
 def generations(requests: Sequence[Request], models: Models, tracker: Tracker) -> Iterator[Generation]:
-    """Make the pictures, as many at a time as run together, so that each is handed out when it is finished."""
+    """Make the pictures, as many at a time as run together, so that each is handed out when it is finished.
+
+    All are checked before the first is painted.
+    """
     from sfumato.pipeline.batch import batch_key
 
+    models.check(requests)
     for _, group in groupby(requests, key=batch_key):
         waiting = iter(group)
         while batch := list(islice(waiting, 1)):

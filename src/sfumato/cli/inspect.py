@@ -15,6 +15,7 @@ import typer
 from sfumato.cli.options import Json
 from sfumato.cli.terminal import facts, literal, stdout_console, table, write_json
 from sfumato.errors import InvalidRequest, MissingExtra
+from sfumato.runtime import dtype_name
 from sfumato.weights.registry import WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ def _picture(path: Path) -> dict[str, Any]:
         return about | other
     if (parameters := parameters_of(data, name)) is not None:
         texts = {"prompt": parameters.prompt, "negative_prompt": parameters.negative_prompt}
-        return about | {"program": "A1111's format", "settings": texts | dict(parameters.settings)}
+        ours = parameters.settings.get("Version", "").startswith("sfumato ")
+        program = "sfumato" if ours else "A1111's format"
+        return about | {"program": program, "settings": texts | dict(parameters.settings)}
     return about | {"program": None, "settings": {}}
 
 
@@ -110,7 +113,7 @@ def _model(target: str) -> dict[str, Any]:
 
 
 def _part(part: Part[Any]) -> dict[str, Any]:
-    stored = Counter(str(part.checkpoint.tensors[entry.theirs].dtype).removeprefix("torch.") for entry in part.entries)
+    stored = Counter(dtype_name(part.checkpoint.tensors[entry.theirs].dtype) for entry in part.entries)
     return {
         "parameters": sum(parameter.numel() for parameter in part.module.parameters()),
         "tensors": len(part.entries),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sfumato.cli.settings import RunSettings
@@ -18,6 +19,14 @@ class Models:
     def __init__(self, settings: RunSettings, on_progress: OnProgress = ignore) -> None:
         self._settings, self._on_progress = settings, on_progress
         self._loaded: tuple[tuple[str, str | None], Pipeline] | None = None
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Find what can't be made of these before anything is painted. Each model is loaded, the first one last."""
+        groups: dict[tuple[str, str | None], list[Request]] = {}
+        for request in requests:
+            groups.setdefault((request.model, request.vae), []).append(request)
+        for group in reversed(groups.values()):
+            self.pipeline(group[0]).check(group)
 
     def pipeline(self, request: Request) -> Pipeline:
         """Raises as `load_pipeline` does."""

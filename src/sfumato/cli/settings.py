@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from sfumato.diffusion.catalog import check_choice
 from sfumato.errors import InvalidConfig, InvalidRequest
 from sfumato.pipeline.field_text import FIELDS, field_value
 from sfumato.pipeline.request import Request
+from sfumato.runtime import logger
 
 FILE_NAME = "sfumato.toml"
 ENVIRONMENT = "SFUMATO_"
@@ -77,6 +79,10 @@ _KIND_NAMES: Mapping[Any, str] = {
 
 KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), *_RUN_TYPES)
 """What the environment and the files may set."""
+
+# Names in the environment that others than the settings read.
+_READ_ELSEWHERE = frozenset({"SFUMATO_HOME", "SFUMATO_MODEL_PATH"})
+_BENCHMARKS = "SFUMATO_BENCH_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +169,12 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> Mapping[str, Any]:
+    """What is set there. A name that is none is told, and not an error: it may be another version's."""
+    known = {ENVIRONMENT + name.upper() for name in KEYS} | _READ_ELSEWHERE
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT) and name not in known and not name.startswith(_BENCHMARKS):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            logger.warning("%s is no setting%s", name, f": did you mean {near[0]}?" if near else ", and not used")
     texts = {name: environment.get(ENVIRONMENT + name.upper()) for name in KEYS}
     return {name: _value(name, text) for name, text in texts.items() if text}
 

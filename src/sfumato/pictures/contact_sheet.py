@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from sfumato.errors import InvalidRequest
+from sfumato.pictures.lettering import Font, drawable, font_for
 from sfumato.pictures.pixels import Pixels
 
 _PAPER = (255, 255, 255)
@@ -25,7 +25,7 @@ _LABELLED_WIDTH = 192  # pixels; below it labels don't fit their pictures
 class _Style:
     """Sizes in pixels, all in proportion to the pictures."""
 
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    font: Font
     line: int
     gap: int
     margin: int
@@ -48,7 +48,7 @@ def contact_sheet(
     if x_labels or y_labels:
         rows = _enlarged(rows)
     widths = [max(row[i].shape[1] for row in rows if i < len(row)) for i in range(columns)]
-    style = _style(max(widths))
+    style = _style(max(widths), "\n".join((title, *x_labels, *y_labels)))
 
     above = [_wrapped(label, width, style) for label, width in zip(x_labels, widths, strict=False)]
     beside = [_wrapped(label, max(widths) * 3 // 4, style) for label in y_labels]
@@ -94,10 +94,10 @@ def _enlarged(rows: Sequence[Sequence[Pixels]]) -> list[list[Pixels]]:
     return [[picture.repeat(factor, axis=0).repeat(factor, axis=1) for picture in row] for row in rows]
 
 
-def _style(picture_width: int) -> _Style:
+def _style(picture_width: int, text: str) -> _Style:
     font_size = min(max(picture_width // 20, 12), 40)
     return _Style(
-        font=ImageFont.load_default(font_size),
+        font=font_for(text, font_size),
         line=round(font_size * _SPACING),
         gap=max(picture_width // 32, 4),
         margin=max(picture_width // 16, 8),
@@ -112,7 +112,7 @@ def _offsets(start: int, sizes: Sequence[int], gap: int) -> list[int]:
 def _wrapped(text: str, width: int, style: _Style) -> list[str]:
     """The text in lines no wider than `width`: broken between words, within a word only where it alone is too long."""
     lines: list[str] = []
-    for paragraph in _drawable(text).splitlines():
+    for paragraph in drawable(text, style.font).split("\n"):
         line = ""
         for word in paragraph.split():
             longer = f"{line} {word}".strip()
@@ -124,11 +124,6 @@ def _wrapped(text: str, width: int, style: _Style) -> list[str]:
             line = pieces[-1]
         lines.append(line)
     return lines
-
-
-def _drawable(text: str) -> str:
-    """Letters without their accents: Pillow's own font is ASCII only and draws a box for anything else."""
-    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
 
 
 def _broken(word: str, width: int, style: _Style) -> list[str]:

@@ -64,12 +64,12 @@ def mask_to_latents(mask: Tensor, width: int, height: int) -> Tensor:
     return interpolate(mask, size=(height, width))
 
 
-def fitting_size(picture: Image.Image, multiple: int = 8) -> tuple[int, int]:
-    """(width, height) of the picture rounded down to multiples, as diffusers sizes a picture nobody gave a size for."""
-    width, height = (side // multiple * multiple for side in picture.size)
+def fitting_size(size: tuple[int, int], multiple: int = 8) -> tuple[int, int]:
+    """(width, height) of a picture rounded down to multiples, as diffusers sizes a picture nobody gave a size for."""
+    width, height = (side // multiple * multiple for side in size)
     if not width or not height:
         raise InvalidRequest(
-            f"a picture of {picture.width}×{picture.height} pixels is too small to start from: give a width and height"
+            f"a picture of {size[0]}×{size[1]} pixels is too small to start from: give a width and height"
         )
     return width, height
 

@@ -15,8 +15,7 @@ from PIL import Image
 from sfumato.errors import InvalidRequest, OutputError
 from sfumato.files import atomic_write
 from sfumato.pictures.pixels import Pixels
-from sfumato.pipeline.metadata import SOURCE_TYPE, xmp_packet
-from sfumato.pipeline.parameters_text import format_parameters
+from sfumato.pipeline.metadata import plain_comment, xmp_packet
 from sfumato.pipeline.provenance import Provenance
 from sfumato.runtime import require
 
@@ -96,7 +95,7 @@ def _gif(first: Pixels, rest: Iterator[Pixels], file: BinaryIO, fps: float, prov
         append_images=map(Image.fromarray, rest),
         duration=max(round(100 / fps), 2) * 10,  # ms; browsers slow anything quicker than 20 ms down to 100
         loop=0,
-        comment=_comment(provenance).encode(),
+        comment=plain_comment(provenance).encode(),
     )
 
 
@@ -117,7 +116,7 @@ def _mp4(first: Pixels, rest: Iterator[Pixels], file: BinaryIO, fps: float, prov
     av = require("av", extra="video")
     height, width = (side + side % 2 for side in first.shape[:2])  # H.264's chroma has half the size
     with av.open(file, "w", format="mp4") as container:
-        container.metadata["comment"] = _comment(provenance)
+        container.metadata["comment"] = plain_comment(provenance)
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "18"}
@@ -126,12 +125,6 @@ def _mp4(first: Pixels, rest: Iterator[Pixels], file: BinaryIO, fps: float, prov
             whole = np.pad(frame, padding, mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(whole, format="rgb24")))
         container.mux(stream.encode())
-
-
-def _comment(provenance: Provenance | None) -> str:
-    """What formats without XMP say: made by an algorithm, and how."""
-    settings = f"\n{format_parameters(provenance)}" if provenance else ""
-    return f"DigitalSourceType: {SOURCE_TYPE}{settings}"
 
 
 _Writer = Callable[[Pixels, Iterator[Pixels], BinaryIO, float, Provenance | None], None]

@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.diffusion.catalog import PROFILES
 from sfumato.diffusion.guidance import Answers
 from sfumato.errors import InvalidRequest
-from sfumato.prompt.chunks import PromptPlan, align_windows, plan_prompt
+from sfumato.prompt.chunks import PromptPlan, align_windows, plan_prompt, warn_of_cut
 from sfumato.prompt.contexts import encode
 
 if TYPE_CHECKING:
@@ -35,9 +35,10 @@ class Conditioning:
     cut: tuple[str, ...]
 
 
-def encode_request(model: Model, request: Request) -> Conditioning:
-    """The conditioning of one picture. Raises `InvalidRequest` for prompts the tokenizer or their syntax refuses, and
-    for those of more than `MAX_CONDITIONS` parts or `MAX_WINDOWS` windows."""
+def plan_prompts(model: Model, request: Request) -> tuple[PromptPlan, PromptPlan]:
+    """The windows of the prompt and of the negative prompt. Raises `InvalidRequest` for prompts the tokenizer or their
+    syntax refuses, for those of more than `MAX_CONDITIONS` parts or `MAX_WINDOWS` windows, and for a `clip_skip` that
+    leaves no layer."""
     layers = model.text_encoder.config.layers
     if request.clip_skip >= layers:
         raise InvalidRequest(f"clip_skip {request.clip_skip}: this model's text encoder has {layers} layers")
@@ -53,7 +54,15 @@ def encode_request(model: Model, request: Request) -> Conditioning:
     )
     _check_length("prompt", prompt)
     _check_length("negative_prompt", negative)
-    prompt, negative = align_windows(model.tokenizer, (prompt, negative))
+    return prompt, negative
+
+
+def encode_request(model: Model, request: Request) -> Conditioning:
+    """The conditioning of one picture; what is cut from its prompts is logged. Raises as `plan_prompts` does."""
+    plans = plan_prompts(model, request)
+    for plan in plans:
+        warn_of_cut(model.tokenizer, plan)
+    prompt, negative = align_windows(model.tokenizer, plans)
 
     def encoder(clip_skip: int) -> Callable[[Tensor], Tensor]:
         # One window at a time: a window's numbers must not depend on how many there are.

@@ -17,6 +17,7 @@ from sfumato.files import atomic_folder, atomic_write, write_text
 from sfumato.models import autoencoder, clip_text, compvis, unet
 from sfumato.pipeline.model import read_tokenizer
 from sfumato.pipeline.model_files import (
+    CHECKER_KEY,
     METADATA_KEY,
     VARIANTS,
     LayoutName,
@@ -188,7 +189,11 @@ def _write_single_file(files: ModelFiles, destination: Path, dtype: torch.dtype 
     tensors.add(files.text_encoder, compvis.text_layout())
     description = _description(files, tensors.infos)
     if destination.suffix == ".safetensors":
-        metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(description, sort_keys=True)} if description else {})
+        metadata = {"format": "pt"}
+        if description:
+            metadata[METADATA_KEY] = json.dumps(description, sort_keys=True)
+        if not files.requires_safety_checker:
+            metadata[CHECKER_KEY] = "false"
         write_safetensors(destination, tensors.infos, tensors.read, metadata=metadata, overwrite=overwrite)
     elif destination.suffix == ".ckpt":
         if description:

@@ -20,14 +20,14 @@ from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import fitting_size, picture_to_tensor
 from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.batch import Generators, batch_key, decode, encode, make_plans, noise_source
-from sfumato.pipeline.conditioning import Conditioning, encode_request
+from sfumato.pipeline.conditioning import Conditioning, encode_request, plan_prompts
 from sfumato.pipeline.job import Job, Picture, expand, memory_errors, opened, referenced
 from sfumato.pipeline.model import Model
 from sfumato.pipeline.preview import Preview
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
-from sfumato.runtime import logger
+from sfumato.runtime import dtype_name, logger
 from sfumato.safety.policy import Policy, choose_checker
 from sfumato.safety.verdict import Checker, Verdict
 
@@ -100,7 +100,9 @@ class Pipeline:
             self._checker_chosen = self._checker is not None  # "off" chose none; another policy has to look for one
 
     def __repr__(self) -> str:
-        return f"Pipeline({self.model.name!r}, device={str(self.model.device)!r}, dtype={_name(self.model.dtype)!r})"
+        return (
+            f"Pipeline({self.model.name!r}, device={str(self.model.device)!r}, dtype={dtype_name(self.model.dtype)!r})"
+        )
 
     def resolve(self, request: Request) -> Request:
         """The request as this pipeline will run it: model named, sizes filled in. Raises `InvalidRequest`."""
@@ -122,6 +124,17 @@ class Pipeline:
         if self.model.inpaints and request.mask is None:
             raise InvalidRequest(f"model {self.model.name!r} is for inpainting: give it an init image and a mask")
         return resolved
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what `generate` would refuse of these, reading prompts and sizes but painting nothing.
+
+        Raises `InvalidRequest`, and `UnsafeContent` where the safety policy can't be kept.
+        """
+        resolved = [self.resolve(_as_large_as_its_picture(request)) for request in requests]
+        self._check_plans(resolved)
+        for request in resolved:
+            plan_prompts(self.model, request)
+        self._choose_checker()
 
     def generate(
         self,
@@ -158,8 +171,7 @@ class Pipeline:
         requests = expand(prompt, count, fields)
         for source in {source for r in requests for source in (r.init_image, r.mask) if source} - set(pictures):
             pictures[source] = referenced(source)
-        requests = [_as_large_as(pictures[r.init_image], r) if r.init_image else r for r in requests]
-        requests = [self.resolve(request) for request in requests]
+        requests = [self.resolve(_as_large_as_its_picture(request)) for request in requests]
         if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != len(requests):
             raise InvalidRequest(f"{len(generator)} generators for {len(requests)} pictures: give one, or one for each")
         if latents is not None and len(latents) != len(requests):
@@ -211,7 +223,7 @@ class Pipeline:
     def encode_image(self, image: Picture, *, seed: int = 0) -> Tensor:
         """Scaled latents (1, C, h, w) of a picture, a sample of the autoencoder's posterior."""
         picture, _ = opened(image)
-        width, height = fitting_size(picture, max(8, self.model.autoencoder.config.factor))
+        width, height = fitting_size(picture.size, max(8, self.model.autoencoder.config.factor))
         draw, _ = noise_source([Request(prompt="", seed=seed)], None)
         return encode(self.model, picture_to_tensor(picture, width, height), draw)
 
@@ -268,10 +280,9 @@ class Pipeline:
         return load
 
 
-def _as_large_as(picture: Image.Image, request: Request) -> Request:
-    width, height = fitting_size(picture)
+def _as_large_as_its_picture(request: Request) -> Request:
+    """A request that starts from a picture and says no size takes the picture's."""
+    if request.init_image is None:
+        return request
+    width, height = fitting_size((request.init_image.width, request.init_image.height))
     return request.replace(width=request.width or width, height=request.height or height)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

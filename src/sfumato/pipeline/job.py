@@ -27,7 +27,7 @@ from sfumato.pipeline.conditioning import Conditioning, encode_request, stack, s
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request, counted
 from sfumato.progress import Cancellation, OnProgress, Progress, Stage
-from sfumato.runtime import processor_name
+from sfumato.runtime import dtype_name, processor_name
 from sfumato.safety.policy import screen
 from sfumato.safety.verdict import Checker, Verdict
 
@@ -193,7 +193,7 @@ class Job:
             model_sha256=model.sha256,
             engine=self.pipeline.engine,
             device=model.device.type,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=dtype_name(model.dtype),
             threads=torch.get_num_threads(),
             processor=processor_name(model.device),
             torch=torch.__version__,
@@ -280,6 +280,11 @@ def referenced(source: ImageSource) -> Image.Image:
     picture, found = open_picture(Path(source.path))
     if found.sha256 != source.sha256:
         raise InvalidRequest(f"{source.path} has changed since the request was made: its SHA-256 is another")
+    if (found.width, found.height) != (source.width, source.height):
+        raise InvalidRequest(
+            f"{source.path} has {found.width}×{found.height} pixels, where the request says "
+            f"{source.width}×{source.height}: correct the request"
+        )
     return picture
 
 

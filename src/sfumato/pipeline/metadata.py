@@ -19,6 +19,8 @@ SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmic
 
 _PNG_KEY = "sfumato"
 _PARAMETERS = "parameters"
+_COMMENT = "comment"  # GIF's only place for text
+_SOURCE_LINE = f"DigitalSourceType: {SOURCE_TYPE}"
 _PNG_XMP = "XML:com.adobe.xmp"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _XMP = "http://ns.adobe.com/xap/1.0/"
@@ -63,6 +65,12 @@ def png_text(provenance: Provenance) -> PngInfo:
     return info
 
 
+def plain_comment(provenance: Provenance | None) -> str:
+    """What formats without XMP say: made by an algorithm, and how."""
+    settings = f"\n{format_parameters(provenance)}" if provenance else ""
+    return _SOURCE_LINE + settings
+
+
 def read_provenance(path: Path) -> Provenance | None:
     """How the picture was made, if sfumato made it, else None. `InvalidRequest` where picture or record is broken."""
     return provenance_of(read_bounded(path), str(path))
@@ -89,15 +97,22 @@ def read_parameters(path: Path) -> Parameters | None:
 
 def parameters_of(data: bytes, name: str) -> Parameters | None:
     """`read_parameters` for a file's bytes; `name` is what errors call it."""
-    text = texts_of(data, name).get(_PARAMETERS)
-    return None if text is None else parse_parameters(text)
+    texts = texts_of(data, name)
+    if _PARAMETERS in texts:
+        return parse_parameters(texts[_PARAMETERS])
+    found = parse_parameters(texts.get(_COMMENT, "").removeprefix(_SOURCE_LINE))
+    return found if found.settings else None  # most comments are about something else
 
 
 def texts_of(data: bytes, name: str) -> dict[str, str]:
-    """Every text a program can have put in a picture: a PNG's by their keys, an EXIF comment as `parameters`."""
+    """Every text a program can have put in a picture: a PNG's by their keys, an EXIF comment as `parameters`, a GIF's
+    or JPEG's as `comment`."""
     with reading(data, name) as picture:
         comment = _comment_text(picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT))
         texts = {str(key): str(value) for key, value in picture.info.items() if isinstance(value, str)}
+        plain = picture.info.get(_COMMENT)
+    if isinstance(plain, bytes):
+        texts = {_COMMENT: plain.decode(errors="replace")} | texts
     return texts if comment is None else {_PARAMETERS: comment} | texts
 
 

@@ -30,6 +30,8 @@ logger = logging.getLogger("sfumato")
 V1 = Path(__file__).parents[1] / "assets" / "v1"
 # Where a single file that we write says what its shapes don't.
 METADATA_KEY = "sfumato.model"
+# "false" there: its makers say that it needs no safety checker. A folder says so in `model_index.json`.
+CHECKER_KEY = "sfumato.requires_safety_checker"
 # What the name of a folder's other files (`….fp16.safetensors`) says of the numbers in them.
 VARIANTS: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -51,7 +53,7 @@ class Part(Generic[Module]):
 class ModelFiles:
     """The parts of a model, its tokenizer's files by name, its scheduler's JSON, and its safety checker's folder.
 
-    `requires_safety_checker` is false where its makers say so (`model_index.json`). `ema` says whether the UNet's
+    `requires_safety_checker` is false where its makers say so. `ema` says whether the UNet's
     numbers are the moving average of a file that holds the last step too.
     """
 
@@ -143,6 +145,7 @@ def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, sta
                 ),
                 tokenizer=described["tokenizer"] if described else published_v1()[0],
                 scheduler=described["scheduler"] if described else published_v1()[1],
+                requires_safety_checker=checkpoint.metadata.get(CHECKER_KEY) != "false",
                 ema=averaged,
             )
 

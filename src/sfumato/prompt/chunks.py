@@ -63,9 +63,9 @@ def plan_prompt(
 ) -> PromptPlan:
     """Tokenize a prompt into windows.
 
-    A window holds `max_length - 2` tokens of text. With `long_prompts="warn"` the rest is cut, logged and kept in
-    `cut`; with "chunk" it goes on in further windows. "weighted" reads the syntax of `sfumato.prompt.weighting`;
-    `split_and=False` takes `AND` as a word, as A1111 does in negative prompts.
+    A window holds `max_length - 2` tokens of text. With `long_prompts="warn"` the rest is cut and kept in `cut`, which
+    `warn_of_cut` tells; with "chunk" it goes on in further windows. "weighted" reads the syntax of
+    `sfumato.prompt.weighting`; `split_and=False` takes `AND` as a word, as A1111 does in negative prompts.
 
     Raises `InvalidRequest` for text that is not valid Unicode or whose weights are no numbers.
     """
@@ -73,14 +73,17 @@ def plan_prompt(
     for sections, weight in _READERS[syntax](text, split_and):
         windows = _windows(tokenizer, text, sections, long_prompts)
         conditions.append(Condition(windows=windows, weight=weight))
-    plan = PromptPlan(conditions=tuple(conditions))
+    return PromptPlan(conditions=tuple(conditions))
+
+
+def warn_of_cut(tokenizer: Tokenizer, plan: PromptPlan) -> None:
+    """Log each piece of the prompt that the encoder will not see."""
     for piece in plan.cut:
         logger.warning(
             "the prompt is longer than %d tokens; left out: %r (long_prompts='chunk' keeps it)",
             tokenizer.max_length - 2,
             piece,
         )
-    return plan
 
 
 def align_windows(tokenizer: Tokenizer, plans: Iterable[PromptPlan]) -> tuple[PromptPlan, ...]:

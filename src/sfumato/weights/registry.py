@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfumato.errors import CheckpointError, InvalidConfig, InvalidRequest, OutputError
+from sfumato.errors import CheckpointError, InvalidConfig, InvalidRequest, ModelNotFound, OutputError
 from sfumato.files import locked, plain_name, user_path, write_text
+from sfumato.json_files import read_object
 from sfumato.runtime import logger
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -136,15 +137,13 @@ def _known_hashes(store: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is no such file. `InvalidConfig` names one that is damaged, and what to do."""
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        return read_object(path)
+    except ModelNotFound:
         return None
-    except (OSError, ValueError) as error:
-        raise InvalidConfig(f"{path}: can't be read ({error}); move it away and add the models again") from error
-    if not isinstance(content, dict):
-        raise InvalidConfig(f"{path}: not an object; move it away and add the models again")
-    return content
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{error}; move it away and add the models again") from error
 
 
 @contextmanager
