@@ -72,7 +72,7 @@ def convert(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model in the other layout, without loss.
+    """Write a model in either layout, bit for bit unless another dtype is asked for.
 
     sfumato convert v1-5.ckpt v1-5 --layout diffusers --variant fp16
     """
