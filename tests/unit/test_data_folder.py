@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import duckdb
 import pytest
 from PIL import Image
 
@@ -14,6 +15,7 @@ from sfumato.data.decoding import decode
 from sfumato.data.folder import PictureFolder, open_folder
 from sfumato.data.near_duplicates import distinct_samples
 from sfumato.data.shard_writer import as_stored, write_shards
+from sfumato.errors import DataError
 
 ROWS = [("b.png", "a dog", 3), ("deep/a.JPG", "a cat, \"curled\"", 5)]  # fmt: skip
 
@@ -36,12 +38,18 @@ def write_csv(path: Path) -> None:
         csv.writer(file).writerows([("file_name", "text", "score"), *ROWS])
 
 
+def write_parquet(path: Path) -> None:
+    rows = ", ".join(f"('{name}', '{text}', {score}, DATE '2022-08-22')" for name, text, score in ROWS)
+    table = f"SELECT * FROM (VALUES {rows}) t(file_name, text, score, day)"
+    duckdb.connect().execute(f"COPY ({table}) TO '{path}/metadata.parquet' (FORMAT parquet)")
+
+
 def write_beside(path: Path) -> None:
     (path / "b.txt").write_text("a dog\n", encoding="utf-8")
     (path / "deep" / "a.txt").write_text('\ufeffa cat, "curled"\n\n', encoding="utf-8")
 
 
-@pytest.mark.parametrize("write", [write_jsonl, write_csv, write_beside])
+@pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet, write_beside])
 def test_pictures_and_captions_in_the_order_of_their_paths(folder: Path, write: object) -> None:
     assert callable(write)
     write(folder)
@@ -119,3 +127,27 @@ def test_pictures_are_decoded_upright_with_their_transparency(tmp_path: Path) ->
         assert read.tobytes() == picture.transpose(Image.Transpose.ROTATE_270).tobytes()
     Image.new("L", (2, 2), 77).save(tmp_path / "a.png", transparency=77)
     assert decode((tmp_path / "a.png").read_bytes(), "a.png").getpixel((0, 0)) == (77, 77, 77, 0)
+
+
+def test_metadata_in_each_split_as_imagefolder_has_it(tmp_path: Path) -> None:
+    for split, number in (("train", 3), ("test", 5)):
+        (tmp_path / split).mkdir()
+        noise(5, 4, number).save(tmp_path / split / "a.png")
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,text\na.png,{split} picture\n")
+    dataset = open_folder(tmp_path)
+    assert [dataset.record(i).captions for i in range(2)] == [("test picture",), ("train picture",)]
+    assert [dataset.record(i).key for i in range(2)] == ["test/a", "train/a"]
+    noise(5, 4, 9).save(tmp_path / "loose.png")
+    with pytest.raises(DataError, match=r"loose\.png is not in the metadata"):
+        open_folder(tmp_path)
+
+
+def test_pictures_without_captions_where_none_are_needed(tmp_path: Path) -> None:
+    noise(5, 4, 0).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png has no caption"):
+        open_folder(tmp_path)
+    assert open_folder(tmp_path, captions_required=False).record(0).captions == ()
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": " "}')
+    with pytest.raises(DataError, match="no caption in the metadata"):
+        open_folder(tmp_path)
+    assert open_folder(tmp_path, captions_required=False).record(0).captions == ()
