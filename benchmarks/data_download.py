@@ -1,6 +1,6 @@
 """Run img2dataset against a web server of our own that behaves as the web does.
 
-    python -m benchmarks.data_download PATH/TO/img2dataset
+    SFUMATO_IMG2DATASET=PATH/TO/img2dataset python -m benchmarks data_download
 
 Good, dead, slow, huge, redirecting, forbidding and opted-out addresses, and some that aren't pictures. Prints what
 `sfumato data download` counted beside what the server knows to be right.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -142,6 +143,10 @@ def addresses(port: int) -> list[tuple[str, str]]:
 
 
 def main() -> None:
+    downloader = os.environ.get("SFUMATO_IMG2DATASET")
+    if not downloader:
+        print("left out: SFUMATO_IMG2DATASET must be the path of img2dataset")
+        return
     server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as work:
@@ -150,14 +155,14 @@ def main() -> None:
         rows.executemany("INSERT INTO list VALUES (?, ?, 640)", addresses(server.server_port))
         rows.execute(f"COPY list TO '{work}/list.parquet' (FORMAT parquet)")
         command = [sys.executable, "-c", "from sfumato.cli.entry import main; main()", "data", "download"]
-        options = ["-o", f"{work}/pictures", "--downloader", sys.argv[1], "--size", "256", "--min-side", "128"]
+        options = ["-o", f"{work}/pictures", "--downloader", downloader, "--size", "256", "--min-side", "128"]
         began = time.perf_counter()
         arguments = [*command, f"{work}/list.parquet", *options, "--timeout", "3", "--per-shard", "100", "--json"]
         done = subprocess.run(arguments, stdout=subprocess.PIPE, check=False)
         print(f"{time.perf_counter() - began:.0f} s")
         if done.returncode:
             print(Path(work, "pictures", "download.log").read_text()[-3000:])
-            sys.exit(done.returncode)
+            raise SystemExit(done.returncode)
         report = json.loads(done.stdout)
         found = {"picture": report["pictures"], **report["errors"]}
         right = {outcome: EACH * list(KINDS.values()).count(outcome) for outcome in KINDS.values()}
@@ -167,7 +172,8 @@ def main() -> None:
         for message, number in report["messages"].items():
             print(f"   {number:4} {message}")
         verified = subprocess.run([*command[:-1], "verify", f"{work}/pictures"], check=False)
-        sys.exit(found != right or verified.returncode)
+        if found != right or verified.returncode:
+            raise SystemExit("not as it should be")
 
 
 if __name__ == "__main__":

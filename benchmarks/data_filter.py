@@ -1,13 +1,14 @@
-"""Filter a list of ten million made-up pictures with LAION's columns: time and peak memory.
+"""Filter a list of made-up pictures with LAION's columns, ten million or so: time and peak memory.
 
-    python -m benchmarks.data_filter [ROWS] [FOLDER]
+    SFUMATO_ROWS=10000000 SFUMATO_FOLDER=/tmp python -m benchmarks data_filter
 
-The list is written once (about 1 GB for ten million) and kept in FOLDER. Its scores are spread as LAION's roughly are,
+The list is written once (about 1 GB for ten million rows) and kept in the folder. Its scores are spread as LAION's roughly are,
 so that the rules leave about as much; addresses and texts are nonsense of the usual lengths.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -32,8 +33,8 @@ COLUMNS = """
 
 
 def main() -> None:
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000
-    folder = Path(sys.argv[2] if len(sys.argv) > 2 else tempfile.gettempdir()) / f"laion-like-{rows}"
+    rows = int(os.environ.get("SFUMATO_ROWS", "1000000"))
+    folder = Path(os.environ.get("SFUMATO_FOLDER", tempfile.gettempdir())) / f"laion-like-{rows}"
     folder.mkdir(exist_ok=True)
     path = folder / "metadata.parquet"
     if not path.exists():

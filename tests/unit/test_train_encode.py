@@ -20,7 +20,15 @@ from sfumato.data.moments import Moments, open_moments, part_path
 from sfumato.data.samples import Dataset, Sample
 from sfumato.data.scenes import SceneSet
 from sfumato.data.transforms import Preparation
-from sfumato.errors import Cancelled, CheckpointError, DataError, InvalidRequest, NumericalError, OutputError
+from sfumato.errors import (
+    Cancelled,
+    CheckpointError,
+    DataError,
+    InvalidRequest,
+    MissingExtra,
+    NumericalError,
+    OutputError,
+)
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.pipeline.model_files import V1
 from sfumato.progress import Cancellation, Progress
@@ -28,7 +36,8 @@ from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.autoencoder import AutoencoderLoss, AutoencoderTask, AutoencoderTraining
 from sfumato.train.autoencoder_run import autoencoder_of_run
 from sfumato.train.config import RunConfig
-from sfumato.train.encode import encode_moments, encoder_hash
+from sfumato.train.encode import Encoding, encode_moments, encoder_hash, moments_spec
+from sfumato.train.encode_ray import PartWriter, on_ray
 from sfumato.train.latents import open_latents
 from sfumato.train.trainer import train
 from train_pictures import Shapes
@@ -296,3 +305,36 @@ def test_a_damaged_part_is_noticed_and_made_again(tmp_path: Path, caplog: pytest
     assert open_moments(tmp_path).problems() == [
         f"{path} has changed since it was made (SHA-256): copy or encode it again"
     ]
+
+
+def test_a_worker_of_a_cluster_makes_the_same_bytes_and_hands_errors_over(tmp_path: Path) -> None:
+    source, network = mixed(27), autoencoder()
+    encoded(source, tmp_path / "here")
+    spec = moments_spec(
+        source,
+        network,
+        preparation=SQUARE,
+        batch=4,
+        precision="float32",
+        samples_per_part=10,
+        tokenizer=None,
+    )
+
+    def worker(dataset: Dataset) -> PartWriter:
+        encoding = Encoding(dataset=dataset, spec=spec, tokenizer=None, captions_required=True)
+        return PartWriter(encoding, network, str(tmp_path / "there"), "cpu", torch.get_num_threads(), 1)
+
+    (tmp_path / "there").mkdir()
+    made = [worker(source)({"part": [number]}) for number in (2, 0, 1)]
+    assert [row["samples"] for row in made] == [[7], [10], [10]] and {row["error"][0] for row in made} == {""}
+    for name, data in contents(tmp_path / "there").items():
+        assert data == contents(tmp_path / "here")[name]
+    wordless = Pictures([dataclasses.replace(sample, captions=()) for sample in source.samples])
+    row = worker(wordless)({"part": [0]})
+    assert row["error"] == ["DataError"] and "has no caption" in row["message"][0]
+
+
+def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"sfumato\[ray\]"):
+        encoded(mixed(3), tmp_path, write=on_ray(actors=1))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sfumato.prompt.tokenizer import Tokenizer
 
 PRECISIONS: Mapping[str, Literal["float32", "bfloat16"]] = {"float32": "float32", "bfloat16": "bfloat16"}
-_SCENES = "Composed scenes"
+_SCENES, _SCALE = "Composed scenes", "On many machines"
 
 
 def encode(
@@ -75,6 +75,12 @@ def encode(
         bool,
         typer.Option("--held-out", metavar="", help="Combinations kept from training.", rich_help_panel=_SCENES),
     ] = False,
+    on: Annotated[
+        str, typer.Option(metavar="WHERE", help="here, or ray: a cluster (RAY_ADDRESS).", rich_help_panel=_SCALE)
+    ] = "here",
+    actors: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Autoencoders at work on it.", rich_help_panel=_SCALE)
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Encode pictures once, with their captions, for the training of the diffusion model.
@@ -84,11 +90,13 @@ def encode(
     sfumato data encode photos latents --autoencoder v1-4 --size 512
     """
     check_choice("precision", precision, PRECISIONS)
+    check_choice("on", on, ("here", "ray"))
     asked = _sides(size) if size else None
     from sfumato.cli.autoencoders import load_autoencoder
     from sfumato.data.transforms import Preparation
     from sfumato.runtime import resolve_device
     from sfumato.train.encode import encode_moments
+    from sfumato.train.encode_ray import on_ray
 
     dataset = _some(source, samples, uncaptioned) if scenes is None else _composed(source, scenes, samples, held_out)
     network = load_autoencoder(autoencoder)
@@ -96,7 +104,7 @@ def encode(
     with tracking() as tracker:
         moments = encode_moments(
             dataset,
-            network.to(resolve_device(device)),
+            network if on == "ray" else network.to(resolve_device(device)),
             to,
             preparation=Preparation(width=width, height=height),
             batch=batch,
@@ -104,7 +112,7 @@ def encode(
             samples_per_part=part_samples,
             tokenizer=_tokenizer(tokens),
             captions_required=not uncaptioned,
-            workers=workers,
+            write=on_ray(actors=actors, device=device, workers=workers) if on == "ray" else None,
             on_progress=tracker.on_progress,
         )
     if as_json:

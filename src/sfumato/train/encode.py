@@ -60,6 +60,11 @@ class Encoding:
     captions_required: bool
 
 
+Count = Callable[[int], None]
+WriteParts = Callable[[Encoding, Autoencoder, Path, Sequence[int], Count], None]
+"""Makes the parts of these numbers in a folder, and tells how many samples it has encoded since it last told."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
     """One sample ready to be encoded."""
@@ -101,13 +106,15 @@ def encode_moments(
     tokenizer: Tokenizer | None = None,
     captions_required: bool = True,
     workers: int = 1,
+    write: WriteParts | None = None,
     on_progress: OnProgress = ignore,
     cancellation: Cancellation | None = None,
 ) -> Moments:
     """Encode every sample of `dataset` into `folder`, going on where an earlier call was stopped or killed.
 
     `preparation` makes pixels of a picture; `workers` threads do so ahead of the encoder, which computes in `precision`
-    on the device its weights are on. `tokenizer` stores the captions' token ids, too.
+    on the device its weights are on. `tokenizer` stores the captions' token ids, too. `write` has other machines do the
+    work (`encode_ray`) in the place of this process.
 
     Raises `DataError` for a sample that can't be read or has no caption (unless they aren't `captions_required`), and
     where what is in the folder was made from other samples; `InvalidRequest` where it was made in another way;
@@ -137,11 +144,20 @@ def encode_moments(
             on_progress(Progress(stage="samples", step=done, steps=spec.samples))
             stop.check()
 
-        for number, encoded in encoded_parts(encoding, autoencoder, missing, workers=workers, on_batch=count):
-            write_part(part_path(folder, number), encoded, spec)
+        (write or here(workers))(encoding, autoencoder, folder, missing, count)
         if missing or not (folder / MANIFEST).exists():
             write_manifest(folder, spec)
     return open_moments(folder)
+
+
+def here(workers: int) -> WriteParts:
+    """In this process, with so many threads that prepare pictures."""
+
+    def write(encoding: Encoding, autoencoder: Autoencoder, folder: Path, numbers: Sequence[int], count: Count) -> None:
+        for number, encoded in _encoded_parts(encoding, autoencoder, numbers, workers, count):
+            write_part(part_path(folder, number), encoded, encoding.spec)
+
+    return write
 
 
 def moments_spec(
@@ -193,15 +209,10 @@ def missing_parts(encoding: Encoding, folder: Path) -> list[int]:
     return missing
 
 
-def encoded_parts(
-    encoding: Encoding,
-    autoencoder: Autoencoder,
-    numbers: Sequence[int],
-    *,
-    workers: int = 1,
-    on_batch: Callable[[int], None] = lambda samples: None,
+def _encoded_parts(
+    encoding: Encoding, autoencoder: Autoencoder, numbers: Sequence[int], workers: int, count: Count
 ) -> Iterator[tuple[int, Encoded]]:
-    """Those parts, one after the other. `on_batch` is told how many samples were encoded."""
+    """Those parts, one after the other."""
     encode = _Encoder(autoencoder, half=encoding.spec.precision == "bfloat16")
     batches = [
         (number, samples[i : i + encoding.spec.batch])
@@ -215,7 +226,7 @@ def encoded_parts(
         for number, batch in _ahead(encoding, batches, threads):
             prepared += batch
             moments.append(encode(batch))
-            on_batch(len(batch))
+            count(len(batch))
             if len(prepared) == len(encoding.spec.part(number)):
                 yield number, _joined(prepared, torch.cat(moments))
                 prepared, moments = [], []
