@@ -2,8 +2,8 @@
 
     SFUMATO_ROWS=10000000 SFUMATO_FOLDER=/tmp python -m benchmarks data_filter
 
-The list is written once (about 1 GB for ten million rows) and kept in the folder. Its scores are spread as LAION's roughly are,
-so that the rules leave about as much; addresses and texts are nonsense of the usual lengths.
+The list is written once (about 1 GB for ten million rows) and kept in the folder. Its scores are spread as LAION's
+roughly are, so that the rules leave about as much; addresses and texts are nonsense of the usual lengths.
 """
 
 from __future__ import annotations

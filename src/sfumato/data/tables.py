@@ -66,7 +66,7 @@ class Tables:
     def select(self, path: Path, where: str, to: Path, notes: Mapping[str, str]) -> None:
         """Write the rows of a file that `where` is true of, in their order, whole or not at all."""
         written = ", ".join(f"{text(name)}: {text(value)}" for name, value in notes.items())
-        with atomic_path(to, overwrite=True) as temporary, self._naming(path):
+        with atomic_path(to, overwrite=True) as temporary, self._naming(path, writing=to):
             self._connection.execute(
                 f"COPY (SELECT * FROM {source(path)} WHERE {where}) TO {text(str(temporary))} "
                 f"(FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{written}}})"
@@ -85,14 +85,16 @@ class Tables:
         self._connection.close()
 
     @contextmanager
-    def _naming(self, path: Path) -> Iterator[None]:
-        """Whatever DuckDB says becomes one line with the file's name."""
+    def _naming(self, path: Path, *, writing: Path | None = None) -> Iterator[None]:
+        """Whatever DuckDB says becomes one line with the name of the file it is about."""
         try:
             yield
         except self._error as error:
             reason = str(error).partition("\n")[0][:300]
             if _FULL in str(error):
-                raise OutputError(f"{path}: the disk is full: free some space, or write elsewhere") from error
+                raise OutputError(
+                    f"{writing or path}: the disk is full: free some space, or write elsewhere"
+                ) from error
             raise DataError(f"{path} can't be read as a table ({reason})") from error
 
 
