@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,10 +18,14 @@ from made_data import noise, pictures, png, write_tar
 from sfumato.data import tar_index
 from sfumato.data.emoji import open_emoji
 from sfumato.data.folder import open_folder
+from sfumato.data.moments import Part, part_path
 from sfumato.data.reports import verify
 from sfumato.data.shard_writer import as_stored, write_shards
 from sfumato.data.shards import MANIFEST, index_path, open_shards
+from sfumato.data.transforms import Preparation
 from sfumato.errors import DataError
+from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
+from sfumato.train.encode import encode_moments
 
 PICTURE = png(noise(6, 5, 0))
 
@@ -290,3 +295,24 @@ def test_a_tar_in_memory_is_as_large_as_its_file(tmp_path: Path) -> None:
         archive.addfile(member)
     (tmp_path / "x.tar").write_bytes(buffer.getvalue())
     refused(tmp_path)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_encoded_pictures_with_any_bytes_changed_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    path = part_path(tmp_path, 0)
+    if not (tmp_path / "whole").exists():
+        torch.manual_seed(0)
+        config = AutoencoderConfig(block_channels=(4, 4), layers_per_block=1, norm_groups=2)
+        encode_moments(pictures(3), Autoencoder(config), tmp_path, preparation=Preparation(width=4, height=4))
+        (tmp_path / "whole").write_bytes(path.read_bytes())
+    changed = bytearray((tmp_path / "whole").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(changed)
+    try:
+        part = Part(path)
+        for row in range(len(part)):
+            part.moments(row), part.key(row), part.captions(row), part.pixels(row)
+    except DataError as error:
+        assert "\n" not in str(error) and str(path) in str(error)

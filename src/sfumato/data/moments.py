@@ -103,24 +103,32 @@ class Part:
         except (CheckpointError, FileNotFoundError) as error:
             raise DataError(f"{path} is no part of encoded pictures ({error}): encode them again") from error
         self._tensors = {name: file.read(name) for name in file.tensors}
-        self.spec: Mapping[str, Any] = json.loads(file.metadata[_KEY])
-        for name, count in (("key", len(self)), ("caption", int(self._tensors["caption_rows"][-1]))):
-            ends, size = self._tensors[f"{name}_ends"], self._tensors[f"{name}_bytes"].numel()
-            if ends.shape != (count + 1,) or ends[0] != 0 or ends[-1] != size or (ends.diff() < 0).any():
-                raise DataError(f"{path}: its {name}s are damaged: encode it again")
+        self.spec: Mapping[str, Any] = parse_fields(file.metadata[_KEY].encode(), f"{path}: its description")
+        captions = int(self._tensors["caption_rows"][-1])
+        self._check_ends("caption_rows", len(self), captions, path)
+        for name, count in (("key", len(self)), ("caption", captions)):
+            self._check_ends(f"{name}_ends", count, self._tensors[f"{name}_bytes"].numel(), path)
 
     @staticmethod
     def _check(file: Checkpoint) -> None:
-        mean = file.tensors.get("mean", TensorInfo(dtype=torch.float16, shape=()))
-        rows = mean.shape[0] if len(mean.shape) == 4 else 0
-        expected = {"mean": mean.shape, "logvar": mean.shape, "pixels": (rows,), "caption_rows": (rows + 1,)}
-        for name, shape in expected.items():
-            if not rows or name not in file.tensors or file.tensors[name].shape != shape:
-                raise CheckpointError(f"it has no {name} of {shape}")
-        if _KEY not in file.metadata or not file.tensors.keys() >= _TEXTS:
+        """Raise `CheckpointError` where a tensor is missing or of another kind."""
+        shape = file.tensors["mean"].shape if "mean" in file.tensors else ()
+        rows = shape[0] if len(shape) == 4 else 0
+        expected = dict.fromkeys(("mean", "logvar"), (torch.float16, shape))
+        expected |= {"pixels": (torch.int64, (rows,)), "caption_rows": (torch.int64, (rows + 1,))}
+        for name, (dtype, size) in expected.items():
+            if not rows or file.tensors.get(name) != TensorInfo(dtype=dtype, shape=size):
+                raise CheckpointError(f"it has no {name} of {size}, {dtype}")
+        for name, dtype in _TEXTS.items():
+            if name not in file.tensors or file.tensors[name].dtype != dtype or len(file.tensors[name].shape) != 1:
+                raise CheckpointError(f"it has no {name}")
+        if _KEY not in file.metadata:
             raise CheckpointError("it doesn't say how it was made")
-        if (file.read("caption_rows").diff() < 0).any():
-            raise CheckpointError("its captions are out of order")
+
+    def _check_ends(self, name: str, count: int, last: int, path: Path) -> None:
+        ends = self._tensors[name]
+        if ends.shape != (count + 1,) or ends[0] != 0 or ends[-1] != last or (ends[1:] < ends[:-1]).any():
+            raise DataError(f"{path} is damaged: its {name} don't fit; encode it again")
 
     def __len__(self) -> int:
         return int(self._tensors["mean"].shape[0])
@@ -153,7 +161,11 @@ class Part:
         return bytes(self._tensors[f"{name}_bytes"][first:last].numpy()).decode(errors="replace")
 
 
-_TEXTS = frozenset(f"{name}_{what}" for name in ("key", "caption") for what in ("bytes", "ends"))
+_TEXTS = {
+    f"{name}_{what}": dtype
+    for name in ("key", "caption")
+    for what, dtype in (("bytes", torch.uint8), ("ends", torch.int64))
+}
 
 
 class Moments:
