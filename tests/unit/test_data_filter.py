@@ -95,7 +95,7 @@ def test_the_rows_and_the_funnel_are_those_of_a_loop(tmp_path: Path) -> None:
         (Rules(unsafe_below=0.1), lambda row: known(row[5]) and row[5] < 0.1),
         (Rules(similarity_above=0.3), lambda row: row[4] > 0.3),
     ],
-    ids=str,
+    ids=["all", "high-resolution", "aesthetics", "unsafe", "similarity"],
 )
 def test_every_rule(tmp_path: Path, rules: Rules, condition: Any) -> None:
     entries = rows(800, 1)
