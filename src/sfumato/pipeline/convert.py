@@ -15,6 +15,7 @@ from sfumato.diffusion.catalog import check_choice
 from sfumato.errors import InvalidRequest, OutputError
 from sfumato.files import atomic_folder, atomic_write, write_text
 from sfumato.models import autoencoder, clip_text, compvis, unet
+from sfumato.models.diffusers_folder import CHECKER_PARTS, WEIGHT_FILES, model_index
 from sfumato.pipeline.model import read_tokenizer
 from sfumato.pipeline.model_files import (
     CHECKER_KEY,
@@ -31,23 +32,6 @@ from sfumato.runtime import DTYPES
 from sfumato.weights.mapper import Layout, written_entries
 from sfumato.weights.save import write_safetensors
 from sfumato.weights.stored import TensorInfo
-
-# The diffusers layout's file of each part's weights.
-_WEIGHT_FILES = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-_PIPELINE_CLASSES = {
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
-_CHECKER_CLASSES = {
-    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-    "feature_extractor": ["transformers", "CLIPImageProcessor"],
-}
 
 
 def convert(
@@ -145,7 +129,7 @@ def _write_folder(
             tensors = _Tensors(dtype)
             tensors.add(part, layouts[name])
             write_safetensors(
-                folder / name / _WEIGHT_FILES[name],
+                folder / name / WEIGHT_FILES[name],
                 tensors.infos,
                 tensors.read,
                 metadata={"format": "pt"},
@@ -157,29 +141,20 @@ def _write_folder(
         (folder / "tokenizer").mkdir()
         for name, text in files.tokenizer.items():
             write_text(folder / "tokenizer" / name, text)
-        checkers = _copy_checker(files, folder)
-        _write_json(
-            folder / "model_index.json",
-            {
-                "_class_name": "StableDiffusionPipeline",
-                "_diffusers_version": "0.12.0",
-                "scheduler": ["diffusers", files.scheduler.get("_class_name", "PNDMScheduler")],
-                **_PIPELINE_CLASSES,
-                **checkers,
-                "requires_safety_checker": files.requires_safety_checker,
-            },
+        index = model_index(
+            files.scheduler,
+            checker=_copy_checker(files, folder),
+            requires_safety_checker=files.requires_safety_checker,
         )
+        _write_json(folder / "model_index.json", index)
 
 
-def _copy_checker(files: ModelFiles, folder: Path) -> dict[str, list[str] | list[None]]:
-    """Take the safety checker and its preprocessor along; what `model_index.json` then says of each."""
-    entries: dict[str, list[str] | list[None]] = {}
-    for name, classes in _CHECKER_CLASSES.items():
-        there = files.safety_checker is not None and (files.path / name).is_dir()
-        if there:
-            shutil.copytree(files.path / name, folder / name)
-        entries[name] = classes if there else [None, None]
-    return entries
+def _copy_checker(files: ModelFiles, folder: Path) -> frozenset[str]:
+    """Take the safety checker and its preprocessor along; which of them there were."""
+    there = {name for name in CHECKER_PARTS if files.safety_checker is not None and (files.path / name).is_dir()}
+    for name in there:
+        shutil.copytree(files.path / name, folder / name)
+    return frozenset(there)
 
 
 def _write_single_file(files: ModelFiles, destination: Path, dtype: torch.dtype | None, overwrite: bool) -> None:

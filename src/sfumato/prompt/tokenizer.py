@@ -116,6 +116,14 @@ class Tokenizer:
         encoding = self.backend.encode(text, add_special_tokens=False)
         return Tokens(ids=tuple(encoding.ids), starts=tuple(start for start, _ in encoding.offsets))
 
+    def window(self, text: str) -> tuple[int, ...]:
+        """Begin, the text's tokens as far as they fit, end, padding: `max_length` ids, as an ordinary program has them.
+
+        Raises as `encode` does.
+        """
+        ids = self.encode(text).ids[: self.max_length - 2]
+        return (self.bos_id, *ids, self.eos_id, *(self.pad_id,) * (self.max_length - 2 - len(ids)))
+
 
 def normalizer() -> normalizers.Normalizer:
     """Unicode NFC, runs of whitespace as one space, lower case."""

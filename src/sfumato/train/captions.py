@@ -18,6 +18,4 @@ def drawn_caption(captions: tuple[str, ...], dropout: float, generator: torch.Ge
 
 def token_window(tokenizer: Tokenizer, caption: str) -> Tensor:
     """Begin, the caption's tokens as far as they fit, end, padding: (max_length,) as at inference."""
-    ids = tokenizer.encode(caption).ids[: tokenizer.max_length - 2]
-    padding = (tokenizer.pad_id,) * (tokenizer.max_length - 2 - len(ids))
-    return torch.tensor([tokenizer.bos_id, *ids, tokenizer.eos_id, *padding])
+    return torch.tensor(tokenizer.window(caption))

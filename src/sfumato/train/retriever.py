@@ -1,0 +1,56 @@
+"""The retriever that judges `pocket`: a small CLIP of the emoji set, which shares no weights with what it judges."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sfumato.data.emoji import EmojiSet, Split
+from sfumato.data.samples import Sample
+from sfumato.data.scenes import SceneMix, SceneSet
+from sfumato.models.clip_text import ClipTextConfig
+from sfumato.models.clip_vision import ClipVisionConfig
+from sfumato.train.clip import ClipTraining
+from sfumato.train.config import OptimizerConfig, RunConfig
+
+EPOCH = 2**20  # scenes; more than the budget sees, so that none comes twice
+
+# Mostly single subjects: what a picture shows is asked first, and there are thousands of answers.
+MIX = SceneMix(single=0.6, place=0.1, count=0.05, pair=0.2, on=0.025, riding=0.025, plain=0.4)
+
+RETRIEVER = ClipTraining(
+    zoom=0.85,
+    hard_negatives=0.3,
+    # the vocabulary is that of pocket's tokenizer
+    text_encoder=ClipTextConfig(vocab_size=4000, positions=24, width=128, hidden=512, layers=2, heads=4),
+    vision=ClipVisionConfig(image_size=64, patch_size=8, width=128, hidden=512, layers=4, heads=4, projection_dim=128),
+    run=RunConfig(
+        seed=20,
+        steps=650,
+        batch=128,
+        precision="bfloat16",
+        ema_decay=0.98,
+        validate_every=50,
+        log_every=10,
+        checkpoint_minutes=2.0,
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, betas=(0.9, 0.98), weight_decay=0.1, warmup_steps=50, schedule="cosine"
+        ),
+    ),
+)
+
+
+def retriever_scenes(emoji: EmojiSet, seed: int) -> SceneSet:
+    """Scenes of the training part of the emoji set."""
+    return SceneSet(emoji=emoji, subjects=emoji.split("train"), seed=seed, length=EPOCH, mix=MIX)
+
+
+def subjects_alone(emoji: EmojiSet, split: Split, count: int) -> list[Sample]:
+    """Up to `count` pictures of one part as they are, each called "a …", all by different names, evenly spread."""
+    named = {subject.noun.single: subject for subject in emoji.split(split)}
+    names = sorted(named)
+    chosen = [names[i * len(names) // min(count, len(names))] for i in range(min(count, len(names)))]
+    return [_called(emoji.sample(named[name].index), name) for name in chosen]
+
+
+def _called(sample: Sample, caption: str) -> Sample:
+    return replace(sample, captions=(caption,))
