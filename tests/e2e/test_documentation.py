@@ -18,7 +18,9 @@ COMMAND = re.compile(r"^ {4}(?:[A-Z_]+=\S+ )*sfumato (?P<arguments>.+)$", re.MUL
 
 def commands() -> list[str]:
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
-    return [re.split(r"\s{2,}#|\s#\s", match["arguments"])[0] for text in texts for match in COMMAND.finditer(text)]
+    return [
+        re.split(r"\s{2,}#|\s#\s|\s>\s", match["arguments"])[0] for text in texts for match in COMMAND.finditer(text)
+    ]
 
 
 def test_there_is_something_to_check() -> None:

@@ -140,9 +140,7 @@ class Silent(Shapes):
 
 def test_what_cannot_be_trained_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="vocab_size"):
-        ClipTask(configured(text_encoder=ClipTextConfig(positions=12)), Shapes(16, 24), TOKENIZER)
-    with pytest.raises(InvalidConfig, match="positions"):
-        ClipTask(configured(text_encoder=ClipTextConfig(vocab_size=4000)), Shapes(16, 24), TOKENIZER)
+        ClipTask(configured(text_encoder=ClipTextConfig(vocab_size=3999, positions=12)), Shapes(16, 24), TOKENIZER)
     with pytest.raises(InvalidConfig, match="compare"):
         configured(run=RunConfig(batch=4, accumulate=4))
     with pytest.raises(InvalidConfig, match="zoom"):

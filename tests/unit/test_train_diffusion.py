@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -253,6 +254,31 @@ def test_captions_are_windows_as_at_inference_and_drop_out_as_often_as_asked() -
     for caption, share in (("", 0.25), ("one", 0.375), ("two", 0.375)):
         assert drawn.count(caption) / 2000 == pytest.approx(share, abs=0.04)
     assert drawn_caption((), 0.0, draws.generator("caption", 0)) == ""
+
+
+def test_tags_change_places_but_for_the_first() -> None:
+    """Every order of the others comes as often as any other."""
+    draws = Draws(0, 0, range(3000))
+    drawn = [
+        drawn_caption(("a cat, black,tail , paws",), 0.0, draws.generator("caption", number), shuffle_tags=True)
+        for number in draws.numbers
+    ]
+    orders = [", ".join(("a cat", *order)) for order in itertools.permutations(("black", "tail", "paws"))]
+    assert set(drawn) == set(orders)
+    for order in orders:
+        assert drawn.count(order) / 3000 == pytest.approx(1 / 6, abs=0.03)
+    assert drawn_caption(("a cat",), 0.0, draws.generator("caption", 0), shuffle_tags=True) == "a cat"
+    plain = DiffusionTask(configured(caption_dropout=0.0), Posteriors(), TOKENIZER)
+    shuffling = DiffusionTask(configured(caption_dropout=0.0, shuffle_tags=True), Tagged(), TOKENIZER)
+    first = Draws(7, 0, range(4))
+    assert not torch.equal(plain.load(first)["tokens"], shuffling.load(first)["tokens"])
+
+
+class Tagged(Posteriors):
+    """With captions of many parts."""
+
+    def latents(self, index: int) -> LatentSample:
+        return dataclasses.replace(super().latents(index), captions=(f"{WORDS[index]}, one, two, three, four, five",))
 
 
 def test_validation_measures_the_captions_pull_and_draws_the_prompts(tmp_path: Path) -> None:

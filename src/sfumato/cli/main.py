@@ -23,6 +23,7 @@ from sfumato.cli.interpolate import interpolate
 from sfumato.cli.models import models
 from sfumato.cli.replay import replay
 from sfumato.cli.terminal import guarded_stdout, log_to_stderr, silence, write_error, write_traceback
+from sfumato.cli.train import train
 from sfumato.errors import SfumatoError
 
 INTERRUPTED = 130
@@ -72,6 +73,7 @@ app.command(rich_help_panel=_UNDERSTAND)(samplers)
 app.add_typer(models, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(convert)
 app.add_typer(data, name="data", rich_help_panel=_TRAIN)
+app.add_typer(train, name="train", rich_help_panel=_TRAIN)
 app.command(rich_help_panel=_REPORT)(card)
 app.command(rich_help_panel=_REPORT)(emissions)
 

@@ -127,7 +127,8 @@ class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = " ".join(record.getMessage().split())
         shown = line if len(line) <= _LONGEST_NOTE else line[: _LONGEST_NOTE - 1] + "…"  # a cut prompt may be a book
-        write_note(f"{record.levelname.lower()}: {shown}")
+        # what is told without being a warning needs no word before it
+        write_note(shown if record.levelno == logging.INFO else f"{record.levelname.lower()}: {shown}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -34,15 +34,19 @@ _EPS = 1e-6
 class AutoencoderConfig:
     """Shape of the autoencoder. The spatial factor is 2^(levels - 1)."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_groups: int = 32
-    scaling_factor: float = 0.18215
-    quant_conv: bool = True
-    sample_size: int = field(default=512, compare=False)  # a hint for programs that decode in tiles
+    in_channels: Annotated[int, "of the pictures"] = 3
+    out_channels: Annotated[int, "of the pictures it gives"] = 3
+    latent_channels: Annotated[int, "of the latents"] = 4
+    block_channels: Annotated[
+        tuple[int, ...], "of each level, the finest first; each level after the first halves the size"
+    ] = (128, 256, 512, 512)
+    layers_per_block: Annotated[int, "residual blocks a level"] = 2
+    norm_groups: Annotated[int, "of the group norms; they divide every block_channels"] = 32
+    scaling_factor: Annotated[float, "latents are multiplied by it for the UNet"] = 0.18215
+    quant_conv: Annotated[bool, "1×1 convolutions around the latents"] = True
+    sample_size: Annotated[int, "side of its pictures: a hint for programs that decode in tiles"] = field(
+        default=512, compare=False
+    )
 
     def __post_init__(self) -> None:
         positive(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from torch import Tensor, nn
 
@@ -18,14 +18,14 @@ from sfumato.weights.mapper import Layout
 class ClipTextConfig:
     """Shape of the text encoder. Defaults are Stable Diffusion v1."""
 
-    vocab_size: int = 49408
-    positions: int = 77
-    width: int = 768
-    hidden: int = 3072
-    layers: int = 12
-    heads: int = 12
-    activation: str = "quick_gelu"
-    eps: float = 1e-5
+    vocab_size: Annotated[int, "tokens that there are"] = 49408
+    positions: Annotated[int, "tokens in a window"] = 77
+    width: Annotated[int, "of the states"] = 768
+    hidden: Annotated[int, "of the MLPs"] = 3072
+    layers: Annotated[int, "of the transformer"] = 12
+    heads: Annotated[int, "of the attention"] = 12
+    activation: Annotated[str, "quick_gelu or gelu"] = "quick_gelu"
+    eps: Annotated[float, "of the norms"] = 1e-5
 
     def __post_init__(self) -> None:
         positive(

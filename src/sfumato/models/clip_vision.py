@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,15 @@ from sfumato.weights.mapper import Layout
 class ClipVisionConfig:
     """Shape of the image encoder and its projection."""
 
-    image_size: int = 224
-    patch_size: int = 14
-    width: int = 1024
-    hidden: int = 4096
-    layers: int = 24
-    heads: int = 16
-    projection_dim: int = 768
-    activation: str = "quick_gelu"
-    eps: float = 1e-5
+    image_size: Annotated[int, "side of the pictures, pixels"] = 224
+    patch_size: Annotated[int, "side of what becomes one token, pixels"] = 14
+    width: Annotated[int, "of the states"] = 1024
+    hidden: Annotated[int, "of the MLPs"] = 4096
+    layers: Annotated[int, "of the transformer"] = 24
+    heads: Annotated[int, "of the attention"] = 16
+    projection_dim: Annotated[int, "of the embeddings"] = 768
+    activation: Annotated[str, "quick_gelu or gelu"] = "quick_gelu"
+    eps: Annotated[float, "of the norms"] = 1e-5
 
     def __post_init__(self) -> None:
         positive(

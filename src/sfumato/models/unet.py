@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,18 +26,18 @@ from sfumato.weights.mapper import Layout
 class UNetConfig:
     """Shape of the denoiser. `attention`, `heads` and `depth` (transformer blocks) have one value a level."""
 
-    in_channels: int = 4
-    out_channels: int = 4
-    block_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    attention: tuple[bool, ...] = (True, True, True, False)
-    layers_per_block: int = 2
-    heads: tuple[int, ...] = (8, 8, 8, 8)
-    depth: tuple[int, ...] = (1, 1, 1, 1)
-    context_dim: int = 768
-    norm_groups: int = 32
-    linear_projection: bool = False
-    upcast_attention: bool = False
-    sample_size: int = 64
+    in_channels: Annotated[int, "of the latents; 9 for inpainting"] = 4
+    out_channels: Annotated[int, "of the answer"] = 4
+    block_channels: Annotated[tuple[int, ...], "of each level, the finest first"] = (320, 640, 1280, 1280)
+    attention: Annotated[tuple[bool, ...], "which levels attend to the text"] = (True, True, True, False)
+    layers_per_block: Annotated[int, "residual blocks a level"] = 2
+    heads: Annotated[tuple[int, ...], "of the attention, a level"] = (8, 8, 8, 8)
+    depth: Annotated[tuple[int, ...], "transformer blocks in each place, a level"] = (1, 1, 1, 1)
+    context_dim: Annotated[int, "width of the text encoder's states"] = 768
+    norm_groups: Annotated[int, "of the group norms; they divide every block_channels"] = 32
+    linear_projection: Annotated[bool, "around the transformers: linear layers, not 1×1 convolutions"] = False
+    upcast_attention: Annotated[bool, "compute attention's products in float32"] = False
+    sample_size: Annotated[int, "side of the latents it is trained on"] = 64
 
     def __post_init__(self) -> None:
         positive(

@@ -28,6 +28,7 @@ from sfumato.train.losses.patchgan import PatchDiscriminator, adaptive_weight, f
 from sfumato.train.optimizers import ParameterGroup
 from sfumato.train.order import sample_index
 from sfumato.train.pixels import psnr, random_crop, scaled, to_bytes, write_sheet
+from sfumato.train.sources import DataConfig
 from sfumato.train.trainer import Batch
 
 _SHEET = 32  # held-out pictures drawn, each beside its reconstruction
@@ -71,6 +72,7 @@ class AutoencoderTraining:
     swap_colours: Annotated[float, "share of pictures whose colour channels are shuffled, for sets of few hues"] = 0.0
     decoder_only: Annotated[bool, "leave the encoder as it is, for the sake of a UNet that knows its latents"] = False
     run: Annotated[RunConfig, "how the run is conducted"] = field(default_factory=RunConfig)
+    data: Annotated[DataConfig, "which samples are trained on"] = field(default_factory=DataConfig)
     model: Annotated[AutoencoderConfig, "the autoencoder's shape"] = field(default_factory=AutoencoderConfig)
     loss: Annotated[AutoencoderLoss, "what is minimised"] = field(default_factory=AutoencoderLoss)
 

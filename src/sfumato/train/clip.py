@@ -30,6 +30,7 @@ from sfumato.train.hard_negatives import hard_negative
 from sfumato.train.optimizers import ParameterGroup
 from sfumato.train.order import sample_index
 from sfumato.train.pixels import scaled, to_bytes, write_sheet
+from sfumato.train.sources import DataConfig
 from sfumato.train.trainer import Batch
 
 CANDIDATES = 100
@@ -44,6 +45,7 @@ class ClipTraining:
     zoom: Annotated[float, "smallest share of a picture's sides that a training crop shows; 1: the whole"] = 0.9
     hard_negatives: Annotated[float, "share of captions also compared with themselves, a side or colour changed"] = 0.0
     run: Annotated[RunConfig, "how the run is conducted"] = field(default_factory=RunConfig)
+    data: Annotated[DataConfig, "which samples are trained on"] = field(default_factory=DataConfig)
     text_encoder: Annotated[ClipTextConfig, "the text tower's shape"] = field(default_factory=ClipTextConfig)
     vision: Annotated[ClipVisionConfig, "the image tower's shape"] = field(default_factory=ClipVisionConfig)
 
@@ -65,16 +67,13 @@ class ClipTask:
     def __init__(
         self, config: ClipTraining, dataset: Dataset, tokenizer: Tokenizer, held_out: Sequence[Sample] = ()
     ) -> None:
-        positions = config.text_encoder.positions
-        if tokenizer.max_length < positions:
-            raise InvalidConfig(f"text_encoder.positions = {positions}: the tokenizer fills {tokenizer.max_length}")
-        if tokenizer.vocab_size != config.text_encoder.vocab_size:
+        if tokenizer.vocab_size > config.text_encoder.vocab_size:
             raise InvalidConfig(
-                f"text_encoder.vocab_size = {config.text_encoder.vocab_size} must be {tokenizer.vocab_size}, "
-                f"the tokenizer's"
+                f"text_encoder.vocab_size = {config.text_encoder.vocab_size}: the tokenizer has "
+                f"{tokenizer.vocab_size} tokens; set it to that, or give another with --tokenizer"
             )
         self.config, self.dataset, self.held_out = config, dataset, held_out
-        self.tokenizer = replace(tokenizer, max_length=positions)
+        self.tokenizer = replace(tokenizer, max_length=config.text_encoder.positions)
 
     def build(self) -> nn.Module:
         """Random weights, spread as OpenAI's code spreads them where torch's own spread would drown the rest."""
@@ -126,7 +125,7 @@ class ClipTask:
         if self.config.run.channels_last:
             pictures = pictures.contiguous(memory_format=torch.channels_last)
         tokens, wrong = batch["tokens"], batch["wrong"]
-        wrong = wrong[(wrong == self.tokenizer.eos_id).any(dim=1)]
+        wrong = wrong[(wrong == self.tokenizer.eos_id).any(dim=1)] if self.config.hard_negatives else wrong[:0]
         images = module.embed_pictures(pictures).float()
         texts = module.embed_captions(torch.cat([tokens, wrong])).float()
         scale = module.logit_scale.clamp(max=LARGEST_LOGIT_SCALE).exp()

@@ -19,6 +19,7 @@ from sfumato.errors import InvalidConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.prompt.tokenizer import Tokenizer
+from sfumato.train.bucket_order import bucket_sizes, bucketed_index
 from sfumato.train.caption_head import CaptionHead
 from sfumato.train.captions import drawn_caption, token_window
 from sfumato.train.config import RunConfig
@@ -28,6 +29,7 @@ from sfumato.train.noise_levels import NoiseConfig, noise_levels
 from sfumato.train.optimizers import ParameterGroup
 from sfumato.train.order import sample_index
 from sfumato.train.pixels import write_sheet
+from sfumato.train.sources import DataConfig
 from sfumato.train.trainer import Batch
 
 _PROBES = 8  # noise levels at which a held-out sample is measured
@@ -39,12 +41,16 @@ class DiffusionTraining:
 
     scaling_factor: Annotated[float, "latents are multiplied by it"] = 0.18215
     caption_dropout: Annotated[float, "share of samples trained with an empty caption"] = 0.1
+    shuffle_tags: Annotated[bool, "put a caption's parts between commas in another order, but for the first"] = False
+    buckets: Annotated[bool, "keep the pictures' shapes: batches of one shape each, of about as many pixels"] = False
     text_rate: Annotated[float, "the text encoder's learning rate as a share of the UNet's; 0 freezes it"] = 0.0
     caption_head: Annotated[float, "weight of predicting the latents from the caption alone; 0: not done"] = 0.0
     components: Annotated[int, "principal components of the latents that it predicts"] = 256
+    prompts: Annotated[tuple[str, ...], "drawn at each validation, in a grid"] = ()
     sample_steps: Annotated[int, "DDIM steps of the pictures drawn at validation"] = 25
     sample_guidance: Annotated[float, "their guidance scale"] = 5.0
     run: Annotated[RunConfig, "how the run is conducted"] = field(default_factory=RunConfig)
+    data: Annotated[DataConfig, "which samples are trained on"] = field(default_factory=DataConfig)
     noise: Annotated[NoiseConfig, "the noise and the weight of its levels"] = field(default_factory=NoiseConfig)
     unet: Annotated[UNetConfig, "the UNet's shape"] = field(default_factory=UNetConfig)
     text_encoder: Annotated[ClipTextConfig, "the text encoder's shape"] = field(default_factory=ClipTextConfig)
@@ -58,6 +64,10 @@ class DiffusionTraining:
             raise InvalidConfig(f"caption_dropout = {self.caption_dropout} must be from 0 to 1")
         if self.caption_head and not self.text_rate:
             raise InvalidConfig("caption_head teaches the text encoder: set text_rate above 0, or caption_head to 0")
+        if self.caption_head and self.buckets:
+            raise InvalidConfig(
+                "caption_head predicts latents of one shape: set buckets to false, or caption_head to 0"
+            )
 
 
 class LatentDiffusion(nn.Module):
@@ -112,19 +122,30 @@ class DiffusionTask:
         return groups
 
     def load(self, draws: Draws) -> Batch:
-        seed, size = self.config.run.seed, len(self.dataset)
-        samples = [self.dataset.latents(sample_index(number, size, seed)) for number in draws.numbers]
+        samples = [self.dataset.latents(self._index(number)) for number in draws.numbers]
         noise = draws.normal("posterior", samples[0].mean.shape)
         mean = torch.stack([sample.mean for sample in samples]).float()
         logvar = torch.stack([sample.logvar for sample in samples]).float()
         captions = [
-            drawn_caption(sample.captions, self.config.caption_dropout, draws.generator("caption", number))
+            drawn_caption(
+                sample.captions,
+                self.config.caption_dropout,
+                draws.generator("caption", number),
+                shuffle_tags=self.config.shuffle_tags,
+            )
             for sample, number in zip(samples, draws.numbers, strict=True)
         ]
         return {
             "latents": (mean + torch.exp(0.5 * logvar) * noise) * self.config.scaling_factor,
             "tokens": torch.stack([token_window(self.tokenizer, caption) for caption in captions]),
         }
+
+    def _index(self, number: int) -> int:
+        """Which sample comes at this number, counted over all epochs."""
+        run = self.config.run
+        if self.config.buckets:
+            return bucketed_index(number, bucket_sizes(self.dataset), run.batch, run.seed)
+        return sample_index(number, len(self.dataset), run.seed)
 
     def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         assert isinstance(module, LatentDiffusion)

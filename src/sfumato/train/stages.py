@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from sfumato.errors import CheckpointError, ModelNotFound
-from sfumato.train.checkpoints import Checkpoints
+from sfumato.errors import CheckpointError, InvalidConfig, ModelNotFound
+from sfumato.train.autoencoder import AutoencoderTraining
+from sfumato.train.checkpoints import Checkpoints, Saved
+from sfumato.train.clip import ClipTraining
+from sfumato.train.diffusion import DiffusionTraining
 from sfumato.train.state import averaged_weights
-from sfumato.train.trainer import CHECKPOINTS, Task, first_weights
+from sfumato.train.toml import from_values
+from sfumato.train.trainer import CHECKPOINTS, Task, TaskConfig, first_weights
+
+# What a run's options may be of. No option has a name in all of them but those of the run and the data.
+KINDS: Mapping[str, Any] = {
+    "autoencoder": AutoencoderTraining,
+    "diffusion": DiffusionTraining,
+    "clip": ClipTraining,
+}
 
 
 def weights_of_run(folder: Path) -> dict[str, Tensor]:
     """The averaged weights in the newest checkpoint of the run in `folder`. `ModelNotFound` where it has none."""
+    return averaged_weights(_newest(folder).tensors)
+
+
+def _newest(folder: Path) -> Saved:
     saved = Checkpoints(folder / CHECKPOINTS, keep=1).newest()
     if saved is None:
         raise ModelNotFound(f"{folder}: no checkpoint of a training run there; train the stage before first")
-    return averaged_weights(saved.tensors)
+    return saved
 
 
 def first_module(task: Task, weights: Mapping[str, Tensor], seed: int) -> nn.Module:
@@ -34,3 +52,28 @@ def first_module(task: Task, weights: Mapping[str, Tensor], seed: int) -> nn.Mod
             raise CheckpointError(f"the stage before has {name} of {tuple(tensor.shape)}, and there is {expected}")
     module.load_state_dict({**own, **weights})
     return module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunWeights:
+    """What a run has trained so far: its kind and options, the steps done, and its averaged weights."""
+
+    folder: Path
+    kind: str
+    training: TaskConfig
+    step: int
+    weights: Mapping[str, Tensor]
+
+
+def read_run(folder: Path) -> RunWeights:
+    """The newest checkpoint of any run of ours; its options tell what it trains.
+
+    `ModelNotFound` where there is none, `InvalidConfig` where the config is none of a task's.
+    """
+    saved = _newest(folder)
+    for kind, config in KINDS.items():
+        with contextlib.suppress(InvalidConfig):
+            training: TaskConfig = from_values(config, saved.config)
+            weights = averaged_weights(saved.tensors)
+            return RunWeights(folder=folder, kind=kind, training=training, step=saved.step, weights=weights)
+    raise InvalidConfig(f"{folder}: its options are none of {', '.join(KINDS)}: it is a run of another version")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import InvalidConfig, NumericalError
 from sfumato.files import write_text
-from sfumato.progress import Cancellation
+from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.train.checkpoints import Checkpoints, Saved
 from sfumato.train.config import FREE, RunConfig
 from sfumato.train.draws import Draws
@@ -28,7 +28,7 @@ from sfumato.train.ema import Ema
 from sfumato.train.metrics import MetricsLog
 from sfumato.train.optimizers import ParameterGroup, build_optimizer, learning_rate, set_rate
 from sfumato.train.state import TrainState
-from sfumato.train.toml import to_toml, to_values
+from sfumato.train.toml import from_values, to_toml, to_values
 from sfumato.weights.save import write_safetensors
 from sfumato.weights.stored import TensorInfo
 
@@ -36,7 +36,7 @@ logger = logging.getLogger("sfumato")
 
 Batch = dict[str, Tensor]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CHECKPOINTS, CONFIG = "checkpoints", "config.toml"  # within a run's folder
 _AHEAD = 2  # batches prepared while one is computed
 
@@ -90,6 +90,7 @@ def train(
     device: torch.device | None = None,
     minutes: float | None = None,
     cancellation: Cancellation | None = None,
+    on_progress: OnProgress = ignore,
 ) -> Outcome:
     """Train `task` in `folder`, going on from the newest checkpoint there if there is one.
 
@@ -102,7 +103,7 @@ def train(
     """
     loop = _Loop(task, config, folder, start, device or torch.device("cpu"), cancellation or Cancellation())
     with loop:
-        return loop.run(None if minutes is None else time.monotonic() + 60.0 * minutes)
+        return loop.run(None if minutes is None else time.monotonic() + 60.0 * minutes, on_progress)
 
 
 def first_weights(task: Task, seed: int) -> nn.Module:
@@ -146,7 +147,7 @@ class _Loop:
     ) -> None:
         self.task, self.run_config, self.folder, self.device = task, config.run, folder, device
         self.cancellation = cancellation
-        self.values = to_values(config)
+        self.kind, self.values = type(config), to_values(config)
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep)
         self.loaders = ThreadPoolExecutor(config.run.workers, thread_name_prefix="samples")
@@ -172,8 +173,9 @@ class _Loop:
         self.metrics.close()
         self.checkpoints.close()
 
-    def run(self, deadline: float | None) -> Outcome:
+    def run(self, deadline: float | None, on_progress: OnProgress) -> Outcome:
         config = self.run_config
+        on_progress(Progress(stage="train", step=self.state.step, steps=config.steps))
         self.state.module.train()
         saved_at = rated_at = time.monotonic()
         saved_step = rated_step = self.state.step
@@ -188,6 +190,7 @@ class _Loop:
             while len(pending) < _AHEAD and self.state.step + len(pending) < config.steps:
                 pending.append(self.loaders.submit(self._load, self.state.step + len(pending)))
             measured = self._step(pending.popleft().result())
+            on_progress(Progress(stage="train", step=self.state.step, steps=config.steps))
             if self.state.step % config.log_every == 0:
                 now = time.monotonic()
                 rate = (self.state.step - rated_step) * config.batch / max(now - rated_at, 1e-9)
@@ -225,7 +228,7 @@ class _Loop:
         buffers = [buffer.clone() for buffer in state.module.buffers()]  # the forward pass changes those of batch norms
         for batch, draws in parts:
             on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-            with torch.autocast(self.device.type, _DTYPES[config.precision], enabled=config.precision != "float32"):
+            with torch.autocast(self.device.type, DTYPES[config.precision], enabled=config.precision != "float32"):
                 loss, measured = self.task.loss(state.module, on_device, draws)
             torch.autograd.backward(loss / len(parts))
             for name, value in {"loss": loss, **measured}.items():
@@ -287,7 +290,8 @@ class _Loop:
         self.checkpoints.save(self.state.step, self.state.snapshot(), self.values, self.score)
 
     def _resume(self, saved: Saved) -> None:
-        changed = _changes(saved.config, self.values)
+        # an option that the run's version didn't have yet had the effect of today's default
+        changed = _changes(to_values(from_values(self.kind, saved.config)), self.values)
         if changed:
             raise InvalidConfig(
                 f"{saved.path} is of a run with another {changed[0]}: give the config it began with "

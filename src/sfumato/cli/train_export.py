@@ -1,0 +1,119 @@
+"""`sfumato train export`: what a run has trained so far, as a folder that other programs load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.options import Json
+from sfumato.cli.terminal import write_json, write_line
+from sfumato.errors import InvalidConfig, ModelNotFound
+
+if TYPE_CHECKING:
+    from sfumato.train.stages import RunWeights
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A training run's folder.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to write.", show_default=False)
+    ],
+    vae: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another autoencoder of the same latents.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another tokenizer.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="fp16, bf16, fp32.")] = "fp16",
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace the folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a run's averaged weights: of the diffusion model a whole diffusers folder, with autoencoder and tokenizer.
+
+    sfumato train export painter --out painter-1
+    """
+    import torch
+
+    from sfumato.cli.convert import DTYPES
+    from sfumato.diffusion.catalog import check_choice
+    from sfumato.train.stages import read_run
+
+    check_choice("dtype", dtype, tuple(DTYPES))
+    weights = read_run(run)
+    write = _WRITERS[weights.kind]
+    write(weights, out, vae, tokenizer, getattr(torch, DTYPES[dtype]), overwrite)
+    if as_json:
+        write_json({"run": str(run), "kind": weights.kind, "step": weights.step, "model": str(out)})
+    else:
+        write_line(str(out))
+
+
+def _autoencoder(
+    run: RunWeights, out: Path, vae: str | None, tokenizer: str | None, dtype: Any, overwrite: bool
+) -> None:
+    from sfumato.train.autoencoder_run import autoencoder_of_run
+    from sfumato.train.export import publish_autoencoder
+
+    _refuse(vae=vae, tokenizer=tokenizer)
+    publish_autoencoder(autoencoder_of_run(run.folder), out, dtype=dtype, overwrite=overwrite)
+
+
+def _diffusion(run: RunWeights, out: Path, vae: str | None, tokenizer: str | None, dtype: Any, overwrite: bool) -> None:
+    from sfumato.cli.autoencoders import load_autoencoder
+    from sfumato.models.clip_text import ClipText
+    from sfumato.models.unet import UNet
+    from sfumato.train.companions import kept_autoencoder, tokenizer_folder
+    from sfumato.train.diffusion import DiffusionTraining, LatentDiffusion
+    from sfumato.train.export import publish_model
+    from sfumato.train.run_card import diffusion_card
+
+    training = run.training
+    assert isinstance(training, DiffusionTraining)
+    module = LatentDiffusion(UNet(training.unet), ClipText(training.text_encoder))
+    module.load_state_dict({name: tensor for name, tensor in run.weights.items() if not name.startswith("head.")})
+    autoencoder = kept_autoencoder(run.folder) if vae is None else load_autoencoder(vae)
+    if autoencoder is None:
+        raise ModelNotFound(f"{run.folder} keeps no autoencoder: give --vae MODEL")
+    publish_model(
+        module.eval(),
+        training,
+        autoencoder,
+        tokenizer_folder(run.folder) if tokenizer is None else Path(tokenizer),
+        out,
+        card=diffusion_card(run.folder, training, run.step),
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+
+
+def _clip(run: RunWeights, out: Path, vae: str | None, tokenizer: str | None, dtype: Any, overwrite: bool) -> None:
+    from sfumato.models.clip import Clip, ClipConfig
+    from sfumato.prompt.tokenizer import Tokenizer
+    from sfumato.train.clip import ClipTraining
+    from sfumato.train.companions import tokenizer_folder
+    from sfumato.train.export import publish_clip
+
+    _refuse(vae=vae)
+    training = run.training
+    assert isinstance(training, ClipTraining)
+    folder = tokenizer_folder(run.folder) if tokenizer is None else Path(tokenizer)
+    eos_id = Tokenizer.from_folder(folder).eos_id
+    module = Clip(ClipConfig(text=training.text_encoder, vision=training.vision, eos_id=eos_id))
+    module.load_state_dict(run.weights)
+    publish_clip(module.eval(), folder, out, dtype=dtype, overwrite=overwrite)
+
+
+def _refuse(**given: str | None) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidConfig(f"--{name} {value}: what this run trains has no place for one; leave it out")
+
+
+_WRITERS: Mapping[str, Callable[[RunWeights, Path, str | None, str | None, Any, bool], None]] = {
+    "autoencoder": _autoencoder,
+    "diffusion": _diffusion,
+    "clip": _clip,
+}

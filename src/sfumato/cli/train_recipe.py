@@ -1,0 +1,150 @@
+"""`sfumato train recipe`: how a published model was made, as a graph of stages that can be run one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato.cli.option_groups import with_options
+from sfumato.cli.terminal import literal, stdout_console, table, write_json, write_line
+from sfumato.cli.train_options import DryRunOptions, RunOptions
+from sfumato.diffusion.catalog import check_choice
+from sfumato.errors import Cancelled, InvalidRequest
+
+if TYPE_CHECKING:
+    from sfumato.train.recipes import Stage
+
+NAMES = ("v1-1", "v1-2", "v1-3", "v1-4", "pocket")
+
+
+@with_options(options=RunOptions, planned=DryRunOptions)
+def recipe(
+    options: RunOptions,
+    planned: DryRunOptions,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="v1-1, v1-2, v1-3, v1-4 or pocket.", show_default=False)],
+    stage: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Run this one, in RUN/NAME.", rich_help_panel="Run", show_default=False),
+    ] = None,
+    autoencoder: Annotated[
+        str | None,
+        typer.Option("--autoencoder", "-a", metavar="MODEL", rich_help_panel="Run", show_default=False),
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option("--text-encoder", metavar="MODEL", rich_help_panel="Run", show_default=False),
+    ] = None,
+) -> None:
+    """Show a recipe's stages, or run one: it starts from the averaged weights of the stage before.
+
+    sfumato train recipe v1-4
+    sfumato train recipe v1-1 --stage v1-1-256 --data laion --out runs --autoencoder v1-4 --text-encoder v1-4
+    """
+    check_choice("recipe", name, NAMES)
+    stages = _stages(name)
+    if stage is not None:
+        check_choice("stage", stage, tuple(stages))
+        _run(stages, stage, options, planned, autoencoder, text_encoder)
+    elif planned.dry_run:
+        from sfumato.cli.train_dry_run import write_recipe_forecast
+
+        write_recipe_forecast(name, stages, planned, options)
+    elif options.as_json:
+        write_json({"recipe": name, "stages": [_document(key, value) for key, value in stages.items()]})
+    else:
+        _write_table(stages)
+
+
+def _stages(name: str) -> Mapping[str, Stage]:
+    """Those that lead to v1-N, or all of pocket's."""
+    from sfumato.train.recipes import POCKET, V1, lineage
+
+    return POCKET if name == "pocket" else {key: V1[key] for key in lineage(V1, name)}
+
+
+def _document(name: str, stage: Stage) -> dict[str, object]:
+    run = stage.training.run
+    return {
+        "stage": name,
+        "from": stage.start,
+        "steps": run.steps,
+        "batch": run.batch,
+        "samples": stage.samples,
+        "resolution": stage.resolution,
+        "data": stage.data,
+    }
+
+
+def _write_table(stages: Mapping[str, Stage]) -> None:
+    listed = table("stage", "from", "steps", "batch", "samples", "pixels", "data")
+    for name, stage in stages.items():
+        run = stage.training.run
+        listed.add_row(
+            literal(name, "bold cyan"),
+            literal(stage.start or "scratch"),
+            f"{run.steps:,}",
+            f"{run.batch:,}",
+            f"{stage.samples:,}",
+            str(stage.resolution),
+            literal(stage.data),
+        )
+    stdout_console().print(listed)
+
+
+def _run(
+    stages: Mapping[str, Stage],
+    name: str,
+    options: RunOptions,
+    planned: DryRunOptions,
+    autoencoder: str | None,
+    text_encoder: str | None,
+) -> None:
+    from sfumato.cli.train_dry_run import write_stage_forecast
+    from sfumato.cli.train_tasks import DiffusionParts, train_diffusion
+    from sfumato.train.checkpoints import Checkpoints
+    from sfumato.train.diffusion import DiffusionTraining
+    from sfumato.train.recipes import POCKET
+    from sfumato.train.trainer import CHECKPOINTS
+
+    stage = stages[name]
+    if planned.dry_run:
+        write_stage_forecast(stage.training, planned, options)
+        return
+    if options.data is None:
+        raise InvalidRequest(f"stage {name} is trained on {stage.data}, which is not part of this program: give --data")
+    if stages is POCKET:
+        _run_pocket(name, options.data, options)
+        return
+    assert isinstance(stage.training, DiffusionTraining)
+    start = None if stage.start is None else options.out / stage.start
+    if start is not None and not Checkpoints(start / CHECKPOINTS, keep=1).any():
+        raise InvalidRequest(
+            f"stage {name} starts from {stage.start}, and {start} holds no run of it: train that first, with "
+            f"--stage {stage.start}"
+        )
+    own = replace(options, out=options.out / name)
+    before = None if start is None else str(start)
+    parts = DiffusionParts(autoencoder=autoencoder, text_encoder=text_encoder, tokenizer=None, start=before)
+    train_diffusion(stage.training, options.data, own, parts)
+
+
+def _run_pocket(name: str, emoji: Path, options: RunOptions) -> None:
+    """A stage of pocket, which finds its data, words and latents below `options.out` itself."""
+    from sfumato.cli.train_run import training_progress
+    from sfumato.cli.train_tasks import prepare
+    from sfumato.runtime import resolve_device
+    from sfumato.train.pocket import Pocket
+    from sfumato.train.trainer import stopping_on_signals
+
+    cancellation = prepare(options)
+    pocket = Pocket(emoji=emoji, folder=options.out, device=resolve_device(options.device))
+    with stopping_on_signals(cancellation), training_progress(pocket.recipe[name].training.run.batch):
+        outcome = pocket.train(name, minutes=options.minutes, cancellation=cancellation)
+    if not outcome.finished:
+        again = f"sfumato train recipe pocket --stage {name} --data {emoji} --out {options.out}"
+        raise Cancelled(f"stopped after step {outcome.state.step}, with a checkpoint; go on with: {again}")
+    write_line(str(options.out / name))

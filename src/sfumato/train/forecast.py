@@ -1,0 +1,117 @@
+"""What a run will take before it is begun: parameters, memory, time. Nothing of it is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.nn.empty import empty_modules
+from sfumato.train.config import RunConfig
+from sfumato.train.draws import Draws
+from sfumato.train.optimizers import build_optimizer
+from sfumato.train.trainer import DTYPES, Batch, Task, first_weights
+
+_WARM_UP, _TIMED = 1, 3  # steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on each device of a run that isn't sharded. `activations` is what the forward pass keeps for the backward
+    pass of one micro-batch, counted tensor by tensor; kernels need some more while they run."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Parameters by part, how many of all of them learn, samples to be seen, and memory."""
+
+    parameters: Mapping[str, int]
+    learning: int
+    samples: int
+    memory: Memory
+
+
+def forecast(task: Task, run: RunConfig, batch: Batch) -> Forecast:
+    """Of a task, from one micro-batch's shapes: computed on torch's `meta` device, without numbers or their memory."""
+    with empty_modules():
+        module = task.build()
+    learning = [parameter for group in task.groups(module) for parameter in group.parameters]
+    kept = _kept_for_backward(task, run, module, batch)
+    size = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
+    alone = sum(p.numel() for p in module.parameters(recurse=False))
+    size |= {"other": alone} if alone else {}
+    weights = sum(_bytes(tensor) for tensor in module.state_dict().values())
+    gradients = sum(_bytes(parameter) for parameter in learning)
+    memory = Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=2 * gradients,  # Adam's averages of the gradient and of its square
+        average=weights,
+        activations=kept,
+    )
+    return Forecast(
+        parameters=size,
+        learning=sum(parameter.numel() for parameter in learning),
+        samples=run.steps * run.batch,
+        memory=memory,
+    )
+
+
+def measured_rate(task: Task, run: RunConfig, batch: Batch, device: torch.device) -> float:
+    """Samples a second of a few real optimiser steps on one micro-batch; preparing samples is not in it."""
+    module = first_weights(task, run.seed).to(device).train()
+    optimizer = build_optimizer(run.optimizer, task.groups(module))
+    on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+    count = run.batch // run.accumulate
+    started = 0.0
+    for step in range(_WARM_UP + _TIMED):
+        if step == _WARM_UP:
+            _wait(device)
+            started = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, DTYPES[run.precision], enabled=run.precision != "float32"):
+            loss, _ = task.loss(module, on_device, Draws(run.seed, step, range(count)))
+        torch.autograd.backward(loss)
+        optimizer.step()
+    _wait(device)
+    return _TIMED * count / (time.perf_counter() - started)
+
+
+def _kept_for_backward(task: Task, run: RunConfig, module: nn.Module, batch: Batch) -> int:
+    """Bytes that autograd holds on to, each tensor once, without the parameters."""
+    own = {id(parameter) for parameter in module.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if id(tensor) not in own and tensor.device.type == "meta":
+            kept[id(tensor)] = (tensor, _bytes(tensor))  # holding it keeps its id from being given away
+        return tensor
+
+    on_meta = {name: tensor.to("meta") for name, tensor in batch.items()}
+    draws = Draws(run.seed, 0, range(run.batch // run.accumulate))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        task.loss(module, on_meta, draws)
+    total = sum(size for _, size in kept.values())
+    return total // 2 if run.precision != "float32" else total  # about: norms and losses stay float32
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
