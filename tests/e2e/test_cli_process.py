@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from command_line import Cli, files_in
+from PIL import Image
 
 COMMAND = [sys.executable, "-c", "from sfumato.cli.main import main; main()"]
 
@@ -76,3 +77,26 @@ def test_a_reader_that_leaves_is_no_drama(folder: Path) -> None:
     )
     os.close(writing)
     assert (finished.returncode, finished.stderr) == (1, "")
+
+
+def test_ctrl_c_ends_training_with_a_checkpoint_and_says_how_to_go_on(folder: Path) -> None:
+    (folder / "pictures").mkdir()
+    for index in range(4):
+        Image.new("RGB", (8, 8), (60 * index, 0, 0)).save(folder / "pictures" / f"{index}.png")
+        (folder / "pictures" / f"{index}.txt").write_text(f"number {index}")
+    model = "[model]\nblock_channels = [8, 16]\nlayers_per_block = 1\nnorm_groups = 1\n"
+    (folder / "long.toml").write_text(
+        f"crop = 8\n[run]\nsteps = 1000000\nbatch = 2\nvalidate_every = 0\nlog_every = 1\n{model}"
+    )
+    words = ("--data", "pictures", "--out", "run", "--device", "cpu", "--threads", "1")
+    process = start("train", "autoencoder", "long.toml", *words)
+    assert process.stderr is not None
+    assert any("step 3 of 1000000" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    last = err.splitlines()[-1]
+    assert (process.returncode, out) == (130, "")
+    step = int(last.removeprefix("sfumato: stopped after step ").split(" ")[0])
+    again = "go on with: sfumato train autoencoder --data pictures --out run"
+    assert last == f"sfumato: stopped after step {step} of 1000000, with a checkpoint; {again}"
+    assert (folder / "run" / "checkpoints" / f"step-{step:08d}.safetensors").is_file()

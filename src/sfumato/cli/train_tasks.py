@@ -11,6 +11,7 @@ import torch
 
 from sfumato.cli.progress_bar import tracking
 from sfumato.cli.train_parts import (
+    MODEL,
     autoencoder_for,
     autoencoder_weights,
     clip_weights,
@@ -27,14 +28,17 @@ from sfumato.train.autoencoder import AutoencoderTask, AutoencoderTraining, Trai
 from sfumato.train.clip import CANDIDATES, ClipTask, ClipTraining
 from sfumato.train.companions import check_autoencoder, keep_autoencoder, keep_tokenizer, tokenizer_folder
 from sfumato.train.diffusion import DiffusionTask, DiffusionTraining, LatentDiffusion, Validation
+from sfumato.train.draws import Draws
 from sfumato.train.export import publish_autoencoder, publish_clip, publish_model
 from sfumato.train.latent_sources import Latents, check_shape, encoded_before, encoded_now, is_encoded
+from sfumato.train.pixels import scaled
 from sfumato.train.run_card import diffusion_card
 from sfumato.train.sources import differently_called, open_pictures, spread
 from sfumato.train.trainer import stopping_on_signals
+from sfumato.train.whitening import channel_statistics, whiten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sfumato")
 
-MODEL = "model"  # within a run's folder: what it publishes
+_WHITENED = 512  # pictures that decide mean and deviation of the latents
 _KNOWN = "there are too few pictures to keep any from training: validation looks at those that are trained on"
 
 
@@ -72,14 +76,19 @@ def train_autoencoder(training: AutoencoderTraining, data: Path, options: RunOpt
         logger.warning(_KNOWN)
     held_out = [pictures.held_out.sample(i).picture for i in spread(len(pictures.held_out))]
 
+    task = AutoencoderTask(training, pictures.training, held_out)
+
     def publish(module: nn.Module) -> Path:
         assert isinstance(module, TrainedAutoencoder)
-        publish_autoencoder(module.autoencoder, options.out / MODEL, dtype=torch.float32, overwrite=True)
+        autoencoder = module.autoencoder.cpu()
+        if training.model.quant_conv:  # so that the scaling factor makes latents of unit variance, as a UNet wants them
+            whiten(autoencoder, channel_statistics(autoencoder, _crops(task, training)))
+        publish_autoencoder(autoencoder, options.out / MODEL, dtype=torch.float32, overwrite=True)
         return options.out / MODEL
 
     with stopping_on_signals(cancellation):
         conduct(
-            AutoencoderTask(training, pictures.training, held_out),
+            task,
             training,
             options,
             cancellation,
@@ -168,6 +177,13 @@ def train_clip(
             start=None if start is None else lambda: clip_weights(start),
             publish=publish,
         )
+
+
+def _crops(task: AutoencoderTask, training: AutoencoderTraining) -> Iterator[Tensor]:
+    """Pictures as they are trained on, in batches."""
+    for step in range(-(-_WHITENED // training.run.batch)):
+        numbers = range(step * training.run.batch, (step + 1) * training.run.batch)
+        yield scaled(task.load(Draws(training.run.seed, step, numbers))["pictures"])
 
 
 def _first_weights(parts: DiffusionParts) -> Callable[[], Mapping[str, Tensor]] | None:

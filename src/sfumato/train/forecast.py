@@ -91,20 +91,21 @@ def measured_rate(task: Task, run: RunConfig, batch: Batch, device: torch.device
 
 
 def _kept_for_backward(task: Task, run: RunConfig, module: nn.Module, batch: Batch) -> int:
-    """Bytes that autograd holds on to, each tensor once, without the parameters."""
-    own = {id(parameter) for parameter in module.parameters()}
-    kept: dict[int, tuple[Tensor, int]] = {}
+    """Bytes that autograd holds on to, each piece of memory once, without the parameters'."""
+    own = {id(storage): storage for storage in (p.untyped_storage() for p in module.parameters())}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if id(tensor) not in own and tensor.device.type == "meta":
-            kept[id(tensor)] = (tensor, _bytes(tensor))  # holding it keeps its id from being given away
+        storage = tensor.untyped_storage()
+        if id(storage) not in own and tensor.device.type == "meta":
+            kept[id(storage)] = storage  # holding it keeps its id from being given away
         return tensor
 
     on_meta = {name: tensor.to("meta") for name, tensor in batch.items()}
     draws = Draws(run.seed, 0, range(run.batch // run.accumulate))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         task.loss(module, on_meta, draws)
-    total = sum(size for _, size in kept.values())
+    total = sum(storage.nbytes() for storage in kept.values())
     return total // 2 if run.precision != "float32" else total  # about: norms and losses stay float32
 
 
