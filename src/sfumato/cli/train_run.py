@@ -48,7 +48,7 @@ def conduct(
     """
     from sfumato.runtime import resolve_device
     from sfumato.train.checkpoints import Checkpoints
-    from sfumato.train.stages import first_module
+    from sfumato.train.stages import first_module, weights_of_run
     from sfumato.train.trainer import CHECKPOINTS, train
 
     begun = Checkpoints(options.out / CHECKPOINTS, keep=1).any()
@@ -69,7 +69,9 @@ def conduct(
     where = f"after step {outcome.state.step} of {config.run.steps}"
     if not outcome.finished and cancellation.requested:
         raise Cancelled(f"stopped {where}, with a checkpoint; go on with: {again}")
-    model = publish(outcome.state.ema.module) if outcome.finished else None
+    model = None
+    if outcome.finished:  # from the checkpoint, which is whole where processes have cut the weights up between them
+        model = publish(first_module(task, weights_of_run(options.out), config.run.seed).eval())
     if model is None:
         write_note(f"the time is over {where}, with a checkpoint; go on with: {again}")
     _write_outcome(outcome, config, options, model, again)
