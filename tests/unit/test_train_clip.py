@@ -10,6 +10,7 @@ import torch
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 import sfumato
+from made_data import emoji_set
 from sfumato.data.samples import Sample
 from sfumato.errors import DataError, InvalidConfig, InvalidRequest
 from sfumato.models.clip import Clip
@@ -21,6 +22,7 @@ from sfumato.train.clip import ClipTask, ClipTraining, contrast
 from sfumato.train.config import OptimizerConfig, RunConfig
 from sfumato.train.draws import Draws
 from sfumato.train.hard_negatives import hard_negative
+from sfumato.train.retriever import RETRIEVER, subjects_alone
 from sfumato.train.trainer import train
 from train_pictures import COLOURS, Shapes
 
@@ -68,6 +70,15 @@ def test_equal_captions_are_no_negatives_of_each_other() -> None:
     same = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
     loss, _ = contrast(images, images, torch.tensor(100.0), same, torch.empty(0, 3))
     torch.testing.assert_close(loss, torch.log(torch.tensor(2.0)) * 2 / 3)  # the targets' own entropy
+
+
+def test_judged_subjects_have_names_of_their_own(tmp_path: Path) -> None:
+    emoji = emoji_set(tmp_path)
+    samples = subjects_alone(emoji, "train", 5)
+    names = [sample.captions[0] for sample in samples]
+    assert len(set(names)) == len(names) == 5
+    assert set(names) <= {subject.noun.single for subject in emoji.split("train")}
+    assert RETRIEVER.data.mix.single > RETRIEVER.data.mix.pair
 
 
 def test_hard_negatives_change_a_side_or_the_background() -> None:

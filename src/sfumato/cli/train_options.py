@@ -41,7 +41,7 @@ PrintConfig = Annotated[
     typer.Option(
         "--print-config",
         metavar="NAME",
-        help="Write a config to begin with: v1, small.",
+        help="Write a config to begin with: v1, small; of clip, retriever too.",
         rich_help_panel=_BEFORE,
         show_default=False,
     ),

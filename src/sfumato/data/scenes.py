@@ -9,7 +9,7 @@ import bisect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -67,13 +67,13 @@ Part = Literal["train", "held-out"]
 class SceneMix:
     """How often each kind is drawn, as weights; `plain` is the share of white backgrounds among all scenes."""
 
-    single: float = 0.35
-    place: float = 0.15
-    count: float = 0.15
-    pair: float = 0.25
-    on: float = 0.05
-    riding: float = 0.05
-    plain: float = 0.35
+    single: Annotated[float, "one object in the middle"] = 0.35
+    place: Annotated[float, "one object in a half of the picture"] = 0.15
+    count: Annotated[float, "two to four of one object"] = 0.15
+    pair: Annotated[float, "two objects side by side"] = 0.25
+    on: Annotated[float, "one object standing on another"] = 0.05
+    riding: Annotated[float, "a rider on a mount"] = 0.05
+    plain: Annotated[float, "share of white backgrounds, among all scenes"] = 0.35
 
     def __post_init__(self) -> None:
         weights = [self.weight(kind) for kind in _PLANS]

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from sfumato.data.emoji import EmojiSet, Split
 from sfumato.data.samples import Sample
-from sfumato.data.scenes import SceneMix, SceneSet
+from sfumato.data.scenes import SceneMix
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.clip_vision import ClipVisionConfig
 from sfumato.train.clip import ClipTraining
 from sfumato.train.config import OptimizerConfig, RunConfig
+from sfumato.train.sources import DataConfig
 
 EPOCH = 2**20  # scenes; more than the budget sees, so that none comes twice
 
@@ -20,6 +21,7 @@ MIX = SceneMix(single=0.6, place=0.1, count=0.05, pair=0.2, on=0.025, riding=0.0
 RETRIEVER = ClipTraining(
     zoom=0.85,
     hard_negatives=0.3,
+    data=DataConfig(scenes=EPOCH, mix=MIX),
     # the vocabulary is that of pocket's tokenizer
     text_encoder=ClipTextConfig(vocab_size=4000, positions=24, width=128, hidden=512, layers=2, heads=4),
     vision=ClipVisionConfig(image_size=64, patch_size=8, width=128, hidden=512, layers=4, heads=4, projection_dim=128),
@@ -37,11 +39,6 @@ RETRIEVER = ClipTraining(
         ),
     ),
 )
-
-
-def retriever_scenes(emoji: EmojiSet, seed: int) -> SceneSet:
-    """Scenes of the training part of the emoji set."""
-    return SceneSet(emoji=emoji, subjects=emoji.split("train"), seed=seed, length=EPOCH, mix=MIX)
 
 
 def subjects_alone(emoji: EmojiSet, split: Split, count: int) -> list[Sample]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, overload
 
 from sfumato.data.emoji import EmojiSet, Split
 from sfumato.data.opening import open_dataset
 from sfumato.data.samples import Dataset, Sample, Subset
-from sfumato.data.scenes import SceneSet
+from sfumato.data.scenes import SceneMix, SceneSet
 from sfumato.data.shards import ShardSet
 from sfumato.errors import DataError, InvalidConfig
 
@@ -24,6 +24,7 @@ class DataConfig:
 
     held_out: Annotated[int, "of so many pictures one is kept for validation; 0: none. The emoji set has its own"] = 50
     scenes: Annotated[int, "of the emoji set: so many scenes composed of its pictures; 0: the pictures alone"] = 0
+    mix: Annotated[SceneMix, "how often each kind of scene is drawn"] = field(default_factory=SceneMix)
 
     def __post_init__(self) -> None:
         if self.held_out < 0 or self.held_out == 1:
@@ -115,7 +116,7 @@ def _emoji_pictures(emoji: EmojiSet, config: DataConfig, seed: int) -> Pictures:
     subjects = emoji.split("train")
     training: Dataset = Subset(emoji, [subject.index for subject in subjects])
     if config.scenes:
-        training = SceneSet(emoji=emoji, subjects=subjects, seed=seed, length=config.scenes)
+        training = SceneSet(emoji=emoji, subjects=subjects, seed=seed, length=config.scenes, mix=config.mix)
     splits: tuple[Split, ...] = ("held-out-picture", "held-out-label")
     apart = [subject.index for name in splits for subject in emoji.split(name)]
     if not apart:
