@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench card clean
+.PHONY: help demo test check format bench card peers clean
 
 help:
 	@echo "make demo    make a picture with the embedded model and say where it is"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   format, lint, types, layers"
 	@echo "make bench   the benchmarks of benchmarks/, on this machine"
 	@echo "make card    the embedded model's README.md anew, from its weights and card.toml"
+	@echo "make peers   compare the metrics with torch-fidelity, clean-fid, torchmetrics… in an environment of their own"
 	@echo "PYTHON=python3.12 chooses the interpreter; PIP_ARGS is passed to pip (an index with CPU-only torch, say)"
 
 $(BIN)/python:
@@ -55,5 +56,18 @@ bench: $(VENV)/.dev
 card: $(VENV)/.run
 	@$(BIN)/sfumato card pocket --out src/sfumato/assets/pocket/README.md --overwrite
 
+# These import torchvision, which has no build beside the CPU's torch; launch.py makes do with its names.
+PEERS := tests/golden/evaluation
+PEERS_VENV ?= .venv-peers
+
+$(PEERS_VENV)/.done: $(PEERS)/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install --quiet $(PIP_ARGS) -c constraints.txt torch numpy scipy pillow requests tqdm transformers
+	$(PEERS_VENV)/bin/pip install --quiet $(PIP_ARGS) --no-deps -r $(PEERS)/requirements.txt
+	@touch $@
+
+peers: $(PEERS_VENV)/.done
+	$(PEERS_VENV)/bin/python $(PEERS)/launch.py $(PEERS)/record.py --check
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

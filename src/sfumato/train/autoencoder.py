@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from sfumato.data.samples import Dataset
 from sfumato.errors import InvalidConfig
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
+from sfumato.models.efficientnet import packaged_weights
 from sfumato.train.config import RunConfig
 from sfumato.train.draws import Draws
 from sfumato.train.equivariance import transformed
 from sfumato.train.losses.edges import edge_l1
-from sfumato.train.losses.efficientnet import load_efficientnet, packaged_weights
+from sfumato.train.losses.efficientnet import load_efficientnet
 from sfumato.train.losses.kl import kl_to_unit_gaussian
 from sfumato.train.losses.lpips import load_lpips
 from sfumato.train.losses.patchgan import PatchDiscriminator, adaptive_weight, frozen_logits, hinge_discriminator

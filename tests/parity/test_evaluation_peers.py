@@ -1,0 +1,100 @@
+"""Our metrics against the programs that people publish numbers of; theirs were recorded by golden/evaluation/record.py
+(`make peers` does it again), since they can't be installed beside our torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+import evaluation_inputs as inputs
+from sfumato.errors import CheckpointError
+from sfumato.models.inception import Inception, load_inception
+from sfumato.pictures.pixels import psnr
+from sfumato.report.features.inception import InceptionFeatures
+from sfumato.report.features.resizing import CONVENTIONS
+from sfumato.report.metrics.agreement import cosines
+from sfumato.report.metrics.frechet import Gaussian, frechet_distance
+from sfumato.report.metrics.kernel_distances import cmmd, kid
+from sfumato.report.metrics.structure import ssim
+
+FOLDER = Path(__file__).parents[1] / "golden" / "evaluation"
+PEERS: dict[str, float] = json.loads((FOLDER / "peers.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, NDArray[Any]]:
+    return dict(np.load(FOLDER / "peers.npz"))
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return inputs.feature_rows(600, 64, 1), inputs.feature_rows(500, 64, 2, shift=0.1)
+
+
+@pytest.mark.parametrize("peer", ["pytorch-fid", "torch-fidelity", "clean-fid", "torchmetrics"])
+def test_frechet_distance(rows: tuple[NDArray[np.float64], NDArray[np.float64]], peer: str) -> None:
+    found = frechet_distance(*map(Gaussian.of, rows))
+    assert found == pytest.approx(PEERS[f"frechet/{peer}"], rel=1e-8)
+
+
+def test_kid_draws_torch_fidelitys_subsets(rows: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+    found = kid(*rows, subsets=20, subset_size=200)
+    assert found.mean == pytest.approx(PEERS["kid/torch-fidelity"], rel=1e-8)
+    assert found.deviation == pytest.approx(PEERS["kid-deviation/torch-fidelity"], rel=1e-8)
+
+
+def test_kid_of_one_subset_is_clean_fids(rows: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+    found = kid(rows[0][:300], rows[1][:300], subsets=1, subset_size=300)
+    assert found.mean == pytest.approx(PEERS["kid/clean-fid"], rel=1e-8)
+
+
+def test_cmmd(rows: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+    assert cmmd(*rows) == pytest.approx(PEERS["cmmd/clip-mmd"], rel=1e-8)
+
+
+def test_clip_score_is_a_hundredth_of_torchmetrics(arrays: dict[str, NDArray[Any]]) -> None:
+    found = cosines(arrays["clip/pictures"], arrays["clip/captions"]).mean()
+    assert 100 * found == pytest.approx(PEERS["clip-score/torchmetrics"], rel=1e-4)
+
+
+def test_pixels_of_two_pictures() -> None:
+    first, *_ = inputs.pictures()
+    noise = np.random.RandomState(3).randint(-30, 31, first.shape)
+    second = np.clip(first.astype(int) + noise, 0, 255).astype(np.uint8)
+    assert psnr(first, second) == pytest.approx(PEERS["psnr/torchmetrics"], rel=1e-6)
+    assert ssim(first, second) == pytest.approx(PEERS["ssim/torchmetrics"], rel=1e-5)
+    assert ssim(first, first) == 1.0
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights by name, as the port's file has them, its classifier included."""
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in Inception().state_dict().items()}
+    tensors = {name: torch.from_numpy(values) for name, values in inputs.weights(shapes).items()}
+    path = tmp_path_factory.mktemp("inception") / "port.safetensors"
+    save_file({**tensors, "fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, path)
+    return path
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_inceptions_features(convention: Any, network: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    features = InceptionFeatures(network, conventions=[convention]).features(inputs.pictures())
+    expected = arrays[f"inception/{convention}"]
+    np.testing.assert_allclose(features[f"inception/{convention}"], expected, rtol=1e-3, atol=1e-3)
+    # what tells the conventions apart is fifty times that
+    others = [arrays[f"inception/{name}"] for name in CONVENTIONS if name != convention]
+    assert min(float(np.abs(other - expected).max()) for other in others) > 0.05
+
+
+def test_another_network_is_refused_by_the_names_of_its_tensors(tmp_path: Path) -> None:
+    save_file({"conv.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks Conv2d_1a_3x3\.conv\.weight"):
+        load_inception(tmp_path / "other.safetensors")
