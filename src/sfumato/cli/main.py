@@ -15,6 +15,7 @@ from sfumato.cli.card import card
 from sfumato.cli.convert import convert
 from sfumato.cli.data import data
 from sfumato.cli.emissions import emissions
+from sfumato.cli.evaluate import evaluate
 from sfumato.cli.explain import explain, samplers
 from sfumato.cli.generate import generate
 from sfumato.cli.grid import grid
@@ -70,6 +71,7 @@ app.command(rich_help_panel=_PICTURES)(replay)
 app.command(rich_help_panel=_UNDERSTAND)(inspect)
 app.command(rich_help_panel=_UNDERSTAND)(explain)
 app.command(rich_help_panel=_UNDERSTAND)(samplers)
+app.add_typer(evaluate, name="evaluate", rich_help_panel=_UNDERSTAND)
 app.add_typer(models, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(convert)
 app.add_typer(data, name="data", rich_help_panel=_TRAIN)

@@ -1,0 +1,1 @@
+"""A model's pictures of a pinned list of prompts, scored, plotted and reported."""

@@ -1,0 +1,44 @@
+"""A run's shards on the machines of a Ray cluster, all of which see the folder and the models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sfumato.report.evaluation.painting import Shard, load_for_evaluation, paint
+from sfumato.report.evaluation.plan import read_run
+from sfumato.runtime import require
+
+
+def paint_on_ray(
+    folder: Path,
+    shards: int,
+    *,
+    options: dict[str, Any],
+    gpus: float = 0.0,
+    on_pictures: Callable[[int], None] = lambda count: None,
+) -> int:
+    """Paint the run in `folder` as so many tasks, each with `gpus` of a GPU, and give the number of pictures painted.
+
+    `options` are `load_pipeline`'s. A task that dies is started again by Ray and goes on where it was.
+    `MissingExtra` without Ray.
+    """
+    ray = require("ray", extra="ray")
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    task = ray.remote(num_gpus=gpus, max_retries=3)(_paint_shard)
+    waiting = [task.remote(str(folder.resolve()), i, shards, options) for i in range(shards)]
+    painted = 0
+    while waiting:
+        finished, waiting = ray.wait(waiting)
+        for one in ray.get(finished):
+            painted += one
+            on_pictures(one)
+    return painted
+
+
+def _paint_shard(folder: str, index: int, of: int, options: dict[str, Any]) -> int:
+    plan, prompts = read_run(Path(folder))
+    shard = Shard(index=index, of=of)
+    return paint(Path(folder), plan, prompts, shard=shard, load=lambda model: load_for_evaluation(model, **options))
