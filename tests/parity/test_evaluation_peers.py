@@ -4,19 +4,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 import evaluation_inputs as inputs
+import sfumato
 from sfumato.errors import CheckpointError
+from sfumato.models.efficientnet import EfficientNet, _published
 from sfumato.models.inception import Inception, load_inception
 from sfumato.pictures.pixels import psnr
+from sfumato.report.features.clip import ClipFeatures
+from sfumato.report.features.efficientnet import EfficientNetFeatures
 from sfumato.report.features.inception import InceptionFeatures
 from sfumato.report.features.resizing import CONVENTIONS
 from sfumato.report.metrics.agreement import cosines
@@ -24,6 +30,7 @@ from sfumato.report.metrics.frechet import Gaussian, frechet_distance
 from sfumato.report.metrics.kernel_distances import cmmd, kid
 from sfumato.report.metrics.structure import ssim
 
+TOKENIZER = Path(sfumato.__file__).parent / "assets" / "pocket" / "tokenizer"
 FOLDER = Path(__file__).parents[1] / "golden" / "evaluation"
 PEERS: dict[str, float] = json.loads((FOLDER / "peers.json").read_text())
 
@@ -92,6 +99,33 @@ def test_inceptions_features(convention: Any, network: Path, arrays: dict[str, N
     # what tells the conventions apart is fifty times that
     others = [arrays[f"inception/{name}"] for name in CONVENTIONS if name != convention]
     assert min(float(np.abs(other - expected).max()) for other in others) > 0.05
+
+
+def test_efficientnets_features(tmp_path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    shapes = {_published(name): tuple(tensor.shape) for name, tensor in EfficientNet().state_dict().items()}
+    tensors = {name: torch.from_numpy(values) for name, values in inputs.weights(shapes).items()}
+    save_file(tensors, tmp_path / "lite0.safetensors")
+    features = EfficientNetFeatures(tmp_path / "lite0.safetensors").features(inputs.pictures())
+    expected = arrays["efficientnet-lite0"]
+    np.testing.assert_allclose(features["efficientnet-lite0"], expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
+
+
+def test_clips_embeddings(tmp_path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """transformers' model, written to a folder, read by ours: the same directions, of length 1."""
+    model = transformers.CLIPModel(transformers.CLIPConfig(**inputs.CLIP))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in inputs.weights(shapes).items()})
+    model.save_pretrained(tmp_path)
+    for file in TOKENIZER.iterdir():
+        shutil.copy(file, tmp_path)
+    clip = ClipFeatures(tmp_path)
+    for found, name in (
+        (clip.features(inputs.pictures())["clip"], "clip/pictures"),
+        (clip.texts(inputs.CAPTIONS), "clip/captions"),
+    ):
+        expected = arrays[name] / np.linalg.norm(arrays[name], axis=1, keepdims=True)
+        # their environment has torchvision, and so transformers' other resize: a grey level here and there
+        np.testing.assert_allclose(found, expected, atol=5e-4)
 
 
 def test_another_network_is_refused_by_the_names_of_its_tensors(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Writes peers.json and peers.npz: what pytorch-fid, torch-fidelity, clean-fid, torchmetrics, clip-mmd and
-transformers say of the inputs in tests/evaluation_inputs.py. `make peers` makes their environment and runs this.
+"""Writes peers.json and peers.npz: what pytorch-fid, torch-fidelity, clean-fid, torchmetrics, clip-mmd,
+efficientnet_lite_pytorch and transformers say of the inputs in tests/evaluation_inputs.py. `make peers` makes their environment and runs this.
 
 With `--check` it writes nothing, and fails where a number differs from the recorded one by more than 1e-6 relative.
 """
@@ -159,10 +159,25 @@ def inception() -> dict[str, np.ndarray]:
     return found
 
 
+def efficientnet() -> dict[str, np.ndarray]:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(state(network))
+    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    rows = []
+    for picture in inputs.pictures():
+        resized = np.asarray(Image.fromarray(picture).resize((224, 224), Image.Resampling.LANCZOS))
+        unit = torch.from_numpy(resized.transpose(2, 0, 1) / np.float32(255.0))
+        with torch.no_grad():
+            rows.append(network.extract_features(((unit - mean) / deviation)[None]).mean(dim=(2, 3)))
+    return {"efficientnet-lite0": torch.cat(rows).numpy()}
+
+
 def main() -> None:
     scores, embeddings = clip()
     numbers = {**distances(), **pixels(), **scores}
-    arrays = {**embeddings, **inception()}
+    arrays = {**embeddings, **inception(), **efficientnet()}
     if "--check" in sys.argv:
         recorded = json.loads((HERE / "peers.json").read_text())
         for name, value in numbers.items():
