@@ -165,7 +165,7 @@ def test_a_changed_list_of_prompts_is_noticed(model: Path, tmp_path: Path) -> No
 def test_cells_that_can_not_be_are_refused_before_any_work(model: Path) -> None:
     with pytest.raises(InvalidRequest, match="sampler"):
         make_plan(Protocol(name="t", samplers=("plmz",)), [("a", str(model))], PROMPTS)
-    with pytest.raises(InvalidRequest, match="two cells are called a-g7.5-plms-50"):
+    with pytest.raises(InvalidRequest, match=r"two cells are called a-g7\.5-plms-50"):
         make_plan(Protocol(name="t"), [("a", "one"), ("a", "two")], PROMPTS)
     with pytest.raises(InvalidRequest, match="cell"):
         make_plan(Protocol(name="t"), [("../a", "one")], PROMPTS)

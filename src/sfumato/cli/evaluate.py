@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.evaluation_options import (
+from sfumato.cli.evaluate_compare import compare
+from sfumato.cli.evaluate_options import (
     EVALUATION_FLAGS,
     GRID,
     Clip,
@@ -30,6 +31,7 @@ from sfumato.cli.evaluation_options import (
     networks,
     statistics_files,
 )
+from sfumato.cli.evaluate_probe import probe
 from sfumato.cli.options import Given, Json, Overwrite, with_flags
 from sfumato.cli.progress_bar import tracking
 from sfumato.cli.terminal import literal, stdout_console, table, write_json, write_line
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from sfumato.report.evaluation.protocols import Protocol
 
 evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+evaluate.command()(compare)
+evaluate.add_typer(probe, name="probe")
 
 
 @evaluate.callback()

@@ -1,5 +1,5 @@
-"""Writes peers.json and peers.npz: what pytorch-fid, torch-fidelity, clean-fid, torchmetrics, clip-mmd,
-efficientnet_lite_pytorch and transformers say of the inputs in tests/evaluation_inputs.py. `make peers` makes their environment and runs this.
+"""Writes peers.json and peers.npz: what pytorch-fid, torch-fidelity, clean-fid, torchmetrics, clip-mmd, transformers
+and efficientnet_lite_pytorch say of the inputs in tests/evaluation_inputs.py. `make peers` makes their environment.
 
 With `--check` it writes nothing, and fails where a number differs from the recorded one by more than 1e-6 relative.
 """

@@ -1,0 +1,148 @@
+"""The same seeds painted in two ways, or two folders of pictures: how far apart they are. The gate for speed work."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from sfumato.errors import InvalidRequest
+from sfumato.pictures.pixels import Pixels, picture_to_tensor, psnr
+from sfumato.pipeline.field_text import FIELDS, field_value
+from sfumato.pipeline.load import load_pipeline
+from sfumato.pipeline.request import Request
+from sfumato.report.evaluation.painting import load_for_evaluation
+from sfumato.report.evaluation.reference import read_folder
+from sfumato.report.features.clip import SPACE, ClipFeatures
+from sfumato.report.metrics.agreement import cosines
+from sfumato.report.metrics.structure import ssim
+
+# What a side may say of how its model is loaded: whatever `load_pipeline` takes, a new engine included.
+LOADING = tuple(
+    name
+    for name in inspect.signature(load_pipeline).parameters
+    if name not in ("model", "safety", "watermark", "token", "on_progress")
+)
+_OWN_TO_A_PAIR = ("prompt", "seed", "model", "vae", "init_image", "mask", "width", "height")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of two ways: a folder of pictures, or a model with changes to requests and to how it is loaded."""
+
+    source: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    loading: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of pictures it is, None for a model."""
+        path = Path(self.source)
+        return path if path.is_dir() and not (path / "unet").is_dir() else None
+
+
+def parse_side(source: str, changes: Sequence[str]) -> Side:
+    """A side from its source and texts such as `steps=20` and `dtype=bfloat16`. `InvalidRequest` names a wrong one."""
+    fields: dict[str, Any] = {}
+    loading: dict[str, Any] = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or (name not in FIELDS and name not in LOADING) or name in _OWN_TO_A_PAIR:
+            known = sorted({*(set(FIELDS) - set(_OWN_TO_A_PAIR)), *LOADING})
+            raise InvalidRequest(f"change {change!r}: write FIELD=VALUE, with a field of {', '.join(known)}")
+        if name in LOADING:
+            loading[name] = _typed(name, text)
+        else:
+            fields[name] = field_value(name, text)
+    return Side(source=source, fields=fields, loading=loading)
+
+
+def paint_side(
+    side: Side, prompts: Sequence[str], fields: Mapping[str, Any], *, seed: int, on_pictures: Callable[[int], None]
+) -> tuple[list[Pixels], float]:
+    """The pictures of a side and the seconds each took (0 for a folder). Prompt i has seed + i."""
+    if side.folder is not None:
+        return read_folder(side.folder), 0.0
+    pipeline = load_for_evaluation(side.source, **side.loading)
+    pictures: list[Pixels] = []
+    started = time.perf_counter()
+    for index, prompt in enumerate(prompts):
+        request = Request(prompt=prompt, seed=seed + index, model=side.source, **{**fields, **side.fields})
+        pictures += [np.asarray(image) for image in pipeline.generate(request).images]
+        on_pictures(1)
+    return pictures, (time.perf_counter() - started) / max(len(prompts), 1)
+
+
+def compare(
+    a: Sequence[Pixels],
+    b: Sequence[Pixels],
+    *,
+    perceptual: nn.Module | None = None,
+    clip: ClipFeatures | None = None,
+    prompts: Sequence[str] | None = None,
+) -> dict[str, list[float]]:
+    """Numbers for each pair: `psnr` (dB, infinite where equal), `ssim`, `perceptual` (EfficientNet's features, 0 where
+    equal), `clip-agreement` (cosine of the two embeddings), `clip-score-change` (B's minus A's, with prompts).
+
+    `InvalidRequest` for different numbers or sizes of pictures.
+    """
+    if len(a) != len(b) or not a:
+        raise InvalidRequest(f"{len(a)} and {len(b)} pictures don't pair up: give as many of each")
+    found = {"psnr": [psnr(x, y) for x, y in zip(a, b, strict=True)]}
+    found["ssim"] = [ssim(x, y) for x, y in zip(a, b, strict=True)]
+    if perceptual is not None:
+        found["perceptual"] = [_distance(perceptual, x, y) for x, y in zip(a, b, strict=True)]
+    if clip is not None:
+        first, second = (clip.features(pictures)[SPACE] for pictures in (a, b))
+        found["clip-agreement"] = cosines(first, second).tolist()
+        if prompts is not None:
+            texts = clip.texts(prompts)
+            found["clip-score-change"] = (cosines(second, texts) - cosines(first, texts)).tolist()
+    return found
+
+
+def summary(numbers: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float | None]]:
+    """Mean, median, least and most of each metric. A mean of PSNRs of which one is infinite is None."""
+    return {
+        name: {
+            "mean": _finite(float(np.mean(values))),
+            "median": _finite(float(np.median(values))),
+            "least": _finite(min(values)),
+            "most": _finite(max(values)),
+        }
+        for name, values in numbers.items()
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@torch.inference_mode()
+def _distance(network: nn.Module, a: Pixels, b: Pixels) -> float:
+    first, second = (picture_to_tensor(Image.fromarray(p), p.shape[1], p.shape[0]) for p in (a, b))
+    return float(network(first, second)[0])
+
+
+def _typed(name: str, text: str) -> Any:
+    """Switches and numbers among the loading options; everything else is text."""
+    default = inspect.signature(load_pipeline).parameters[name].default
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise InvalidRequest(f"{name} {text!r} must be true or false")
+        return text == "true"
+    if name == "batch_size":
+        if not text.isdecimal() or int(text) < 1:
+            raise InvalidRequest(f"batch_size {text!r} must be a whole number above 0")
+        return int(text)
+    return text
