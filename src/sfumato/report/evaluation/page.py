@@ -141,7 +141,9 @@ def _facts(document: Mapping[str, Any]) -> str:
         facts[f"model {model}"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in made.items())
     facts["seconds of painting"] = round(sum(cell["seconds"] for cell in document["cells"]), 1)
     rows = "".join(
-        f"<tr><td>{_text(name)}</td><td><code>{_text(value)}</code></td></tr>" for name, value in facts.items()
+        f"<tr><td>{_text(name)}</td><td><code>{_text(value)}</code></td></tr>"
+        for name, value in facts.items()
+        if value is not None
     )
     raw = _text(json.dumps(document["cells"], ensure_ascii=False))
     return f"<table>{rows}</table><details><summary>The scores as JSON</summary><code>{raw}</code></details>"

@@ -74,8 +74,6 @@ def read_prompts(path: Path) -> PromptList:
 def drawn(prompts: PromptList, count: int, seed: int) -> PromptList:
     """`count` of the prompts at random, in the drawn order; all, as they are, where there are no more than that."""
     if count >= len(prompts.prompts):
-        if count > len(prompts.prompts):
-            logger.warning("%d prompts were asked for, there are %d", count, len(prompts.prompts))
         return prompts
     order = np.random.RandomState(seed).permutation(len(prompts.prompts))  # the same in every version of NumPy
     return pinned([prompts.prompts[i] for i in order[:count]])
