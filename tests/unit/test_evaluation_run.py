@@ -30,6 +30,7 @@ from sfumato.report.evaluation.painting import (
 from sfumato.report.evaluation.plan import Plan, labelled, make_plan, read_run, start
 from sfumato.report.evaluation.prompts import Prompt, PromptList, pinned
 from sfumato.report.evaluation.protocols import Protocol
+from sfumato.train.sessions import read_sessions
 from tiny_pipeline import reference_pipeline
 
 PROTOCOL = Protocol(name="test", guidance_scales=(1.5, 4.0), steps=(2,), seed=10)
@@ -80,6 +81,9 @@ def test_a_prompts_seed_is_its_own_and_the_same_in_every_cell(whole: Path) -> No
     # the same words with another seed are another picture
     assert len(set(hashes(whole).values())) == 10
     assert set(seconds(whole)) == {cell.name for cell in plan.cells}
+    (session,) = read_sessions(whole)  # what `sfumato emissions --run` reads
+    assert session.last_step == 10
+    assert session.seconds >= 0.9 * sum(seconds(whole).values())
 
 
 def test_shards_make_up_the_whole(model: Path, pipeline: Pipeline, whole: Path, tmp_path: Path) -> None:

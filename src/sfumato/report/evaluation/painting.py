@@ -24,8 +24,12 @@ from sfumato.pipeline.saving import save_picture
 from sfumato.progress import OnProgress, ignore
 from sfumato.report.evaluation.plan import LOCK, Cell, Plan
 from sfumato.report.evaluation.prompts import PromptList
+from sfumato.runtime import processor_name
+from sfumato.train.sessions import SessionLog
 
 PICTURES, MADE, TIMES = "pictures", "made.json", "times"
+
+_NOTED_EVERY = 30.0  # seconds between lines for `sfumato emissions --run`: what a crash loses at most
 
 Load = Callable[[str], Pipeline]
 
@@ -101,6 +105,8 @@ def paint(
                 continue
             pipeline = load(model)
             _check_model(folder, model, pipeline)
+            device = processor_name(pipeline.model.device)
+            session, noted = SessionLog(folder, device=device, devices=1, step=painted), time.monotonic()
             for cell, group in groupby(waiting, key=lambda item: item[0]):
                 picture_path(folder, cell, 0).parent.mkdir(parents=True, exist_ok=True)
                 absent = {i for _, i in group}
@@ -111,6 +117,10 @@ def paint(
                         note(cell, sorted(wanted), took)
                         painted += len(wanted)
                         on_pictures(len(wanted))
+                        if time.monotonic() - noted > _NOTED_EVERY:
+                            session.write(painted)
+                            noted = time.monotonic()
+            session.write(painted)
     return painted
 
 
