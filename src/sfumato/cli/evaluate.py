@@ -350,13 +350,14 @@ def _score(
 
 
 def _show_scores(document: dict[str, Any], as_json: bool) -> None:
-    from sfumato.report.evaluation.curves import table as scores_table
+    from sfumato.report.evaluation.curves import available, shown, title
 
     if as_json:
         write_json(document)
         return
-    heads, rows = scores_table(document)
-    shown = table(*heads)
-    for row in rows:
-        shown.add_row(*map(literal, row))
-    stdout_console().print(shown)
+    listed = table("metric", "setting", "pictures", f"score \\[{document['level']:.0%} interval]")
+    for metric in available(document):
+        for cell in document["cells"]:
+            score = shown(cell["scores"][metric])
+            listed.add_row(literal(title(metric)), literal(cell["name"]), literal(cell["pictures"]), literal(score))
+    stdout_console().print(listed)
