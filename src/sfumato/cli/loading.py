@@ -42,6 +42,7 @@ class Models:
             vae=request.vae,
             device=settings.device,
             dtype=settings.dtype,
+            engine=settings.engine,
             ema=settings.ema,
             variant=settings.variant,
             revision=settings.revision,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from sfumato.diffusion.catalog import PROFILES, SAMPLERS, SPACINGS
+from sfumato.engines.names import ENGINES
 from sfumato.pipeline.request import LongPrompts, Noise, PromptSyntax
 
 PICTURE, SAMPLING, IMAGES, MODEL, OUTPUT = "Picture", "Sampling", "From a picture", "Model", "Output"
@@ -154,6 +155,14 @@ REQUEST_FLAGS = (
 RUN_FLAGS = (
     Flag(name="device", help="auto, cpu, cuda, cuda:N, mps.", panel=MODEL, metavar="NAME", default="auto"),
     Flag(name="dtype", help="auto, float32, float16, bfloat16.", panel=MODEL, metavar="NAME", default="auto"),
+    Flag(
+        name="engine",
+        help=f"What runs the networks: {', '.join(ENGINES)}.",
+        panel=MODEL,
+        metavar="NAME",
+        default="auto",
+        choices=tuple(ENGINES),
+    ),
     Flag(name="variant", help='A folder\'s other files, such as "fp16".', panel=MODEL, metavar="NAME"),
     Flag(name="revision", help="Branch, tag or commit of a Hub model.", panel=MODEL, metavar="NAME"),
     Flag(name="ema", help="A checkpoint's averaged weights.", panel=MODEL, default="ema", switch=True),

@@ -13,6 +13,7 @@ from sfumato.cli.options import IMAGES, MODEL, OUTPUT, RUN_FLAGS, Given, Json, w
 from sfumato.cli.progress_bar import tracking
 from sfumato.cli.settings import read_settings
 from sfumato.cli.terminal import write_json, write_line
+from sfumato.engines.names import ENGINES
 from sfumato.errors import InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from sfumato.pipeline.replay import Replay
     from sfumato.pipeline.request import Request
 
-_WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in ("device", "variant", "revision", "ema", "offline"))
+_WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in ("device", "engine", "variant", "revision", "ema", "offline"))
 
 
 @with_flags(*_WHERE)
@@ -104,7 +105,8 @@ def _as_recorded(recorded: Provenance) -> dict[str, str]:
         device = "auto"  # the result will say that it differs
     watermark = "false" if recorded.watermark == "off" else "true"
     safety = "flag" if recorded.alteration == "none" else recorded.alteration
-    return {"device": device, "dtype": recorded.dtype, "safety": safety, "watermark": watermark}
+    engine = recorded.engine if recorded.engine in ENGINES else "auto"
+    return {"device": device, "dtype": recorded.dtype, "engine": engine, "safety": safety, "watermark": watermark}
 
 
 def _use_threads(threads: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from sfumato.cli.options import SAFETY_POLICIES, Given, SafetyPolicy
 from sfumato.diffusion.catalog import check_choice
+from sfumato.engines.names import ENGINES
 from sfumato.errors import InvalidConfig, InvalidRequest
 from sfumato.pipeline.field_text import FIELDS, field_value
 from sfumato.pipeline.request import Request
@@ -33,6 +34,7 @@ class RunSettings:
 
     device: str = "auto"
     dtype: str = "auto"
+    engine: str = "auto"
     variant: str | None = None
     revision: str | None = None
     ema: bool = True
@@ -53,12 +55,14 @@ class RunSettings:
             raise InvalidRequest(
                 f"batch_size {self.batch_size} must be a whole number from 1 to {MAX_BATCH}", field="batch_size"
             )
+        check_choice("engine", self.engine, ENGINES)
         check_choice("safety", self.safety, SAFETY_POLICIES)
 
 
 _RUN_TYPES: Mapping[str, Any] = {
     "device": str,
     "dtype": str,
+    "engine": str,
     "variant": str | None,
     "revision": str | None,
     "ema": bool,

@@ -13,6 +13,7 @@ import torch
 from sfumato.compat.options import plain
 from sfumato.compat.scheduler import Scheduler
 from sfumato.compat.schedulers import scheduler_of
+from sfumato.engines.catalog import start
 from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipText
@@ -217,7 +218,9 @@ class LoadedPipeline:
         number = model.dtype if kind is None else getattr(torch, _dtype_name(kind))
         for module in (model.unet, model.autoencoder, model.text_encoder):
             module.to(target, number)
-        moved = dataclasses.replace(model, device=target, dtype=number)
+        moved = dataclasses.replace(
+            model, device=target, dtype=number, engine=start("auto", model.unet, model.autoencoder)
+        )
         self.pipeline = Pipeline(moved, safety=self.pipeline.safety, watermark=False)
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from sfumato.diffusion.denoiser import Predict
 from sfumato.diffusion.guidance import guide
 from sfumato.diffusion.inpaint import Inpaint, keep_known
 from sfumato.diffusion.noise import Draw, generator_noise, seeded_noise, seeds_from
+from sfumato.engines.engine import eager
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import mask_to_latents
 from sfumato.pipeline.conditioning import Conditioning, answers
@@ -186,20 +187,29 @@ def guarded_predict(
     model: Model, conditioning: Conditioning, request: Request, extra_channels: Tensor | None = None
 ) -> Predict:
     """The guided UNet as samplers call it; NaN or infinity in an answer is an error that names the layer."""
-    predict = guide(
-        answers(model, conditioning, extra_channels),
-        scale=request.guidance_scale,
-        weights=conditioning.weights,
-        rescale=request.guidance_rescale,
-        interval=request.guidance_interval,
-    )
+
+    def guided(model: Model) -> Predict:
+        return guide(
+            answers(model, conditioning, extra_channels),
+            scale=request.guidance_scale,
+            weights=conditioning.weights,
+            rescale=request.guidance_rescale,
+            interval=request.guidance_interval,
+        )
+
+    predict = guided(model)
 
     def guarded(x_in: Tensor, t: float, sigma: float) -> Tensor:
         answer = predict(x_in, t, sigma)
-        check_finite(answer, "the UNet", model.unet, lambda: predict(x_in, t, sigma))
+        # The layer is looked for in the modules themselves: other engines don't call them.
+        check_finite(answer, "the UNet", model.unet, lambda: guided(_eagerly(model))(x_in, t, sigma))
         return answer
 
     return guarded
+
+
+def _eagerly(model: Model) -> Model:
+    return replace(model, engine=eager(model.unet, model.autoencoder))
 
 
 def _starting_noise(batch: Batch, shape: tuple[int, ...], given: Tensor | None) -> Tensor:
@@ -245,7 +255,7 @@ def _encode(batch: Batch, picture: Tensor) -> Tensor:
 def encode(model: Model, picture: Tensor, draw: Draw, count: int = 1) -> Tensor:
     """Scaled latents (count, C, h, w) of a picture (1 or count, 3, H, W) in [-1, 1]: a sample of the posterior each."""
     pixels = picture.to(model.device, model.dtype)
-    posterior = model.autoencoder.encode(pixels)
+    posterior = model.engine.encode(pixels)
     check_finite(posterior.mean, "the autoencoder", model.autoencoder, lambda: model.autoencoder.encode(pixels))
     noise = draw((count, *posterior.mean.shape[1:])).to(posterior.mean)
     return posterior.sample(noise).float() * model.autoencoder.config.scaling_factor
@@ -256,7 +266,7 @@ def decode(model: Model, latents: Tensor) -> Tensor:
     unscaled = (latents / model.autoencoder.config.scaling_factor).to(model.dtype)
 
     def decode_one(one: Tensor) -> Tensor:
-        image = model.autoencoder.decode(one)
+        image = model.engine.decode(one)
         check_finite(image, "the autoencoder", model.autoencoder, lambda: model.autoencoder.decode(one))
         return image.float()
 

@@ -112,7 +112,7 @@ def answers(model: Model, conditioning: Conditioning, extra_channels: Tensor | N
         latents = torch.cat([x_in] * len(which)).to(model.dtype)
         context = torch.cat([conditioning.contexts[i] for i in which])
         timesteps = torch.full((len(latents),), t, dtype=torch.float32, device=latents.device)
-        answer: Tensor = model.unet(latents, timesteps, context)
+        answer: Tensor = model.engine.denoise(latents, timesteps, context)
         return answer.float().chunk(len(which))
 
     return evaluate

@@ -73,8 +73,6 @@ class Pipeline:
     would change the rounding and nothing is gained, and eight elsewhere.
     """
 
-    engine = "eager"
-
     def __init__(
         self, model: Model, *, safety: Policy = "flag", watermark: bool = True, batch_size: int | None = None
     ) -> None:
@@ -98,6 +96,11 @@ class Pipeline:
         with self._lock:
             self._safety = policy
             self._checker_chosen = self._checker is not None  # "off" chose none; another policy has to look for one
+
+    @property
+    def engine(self) -> str:
+        """The name of what runs the networks, as pictures record it."""
+        return self.model.engine.name
 
     def __repr__(self) -> str:
         return (

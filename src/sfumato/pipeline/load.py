@@ -20,6 +20,7 @@ def load_pipeline(
     vae: str | Path | None = None,
     ema: bool = True,
     variant: str | None = None,
+    engine: str = "auto",
     safety: Policy = "flag",
     watermark: bool = True,
     batch_size: int | None = None,
@@ -31,7 +32,8 @@ def load_pipeline(
     """Load a model by name ("pocket", "v1-4", one you added), path (folder, `.safetensors`, `.ckpt`) or Hub id.
 
     `vae` is another autoencoder's file or folder; `ema` takes the moving average where a file has it beside the last
-    step; `variant` "fp16" prefers half-precision files. `token`, `revision` and `offline` are for the Hub. Raises
+    step; `variant` "fp16" prefers half-precision files. `engine` is how the networks run: "auto", "eager" or another
+    of `engines.names`. `token`, `revision` and `offline` are for the Hub. Raises
     `ModelNotFound`, `HubError`, `CheckpointError` or `InvalidConfig`.
     """
     target = resolve_device(device)
@@ -44,6 +46,7 @@ def load_pipeline(
         vae=Path(vae) if vae is not None else None,
         ema=ema,
         variant=variant,
+        engine=engine,
         on_progress=on_progress,
     )
     return Pipeline(loaded, safety=safety, watermark=watermark, batch_size=batch_size)

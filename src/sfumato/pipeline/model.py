@@ -11,6 +11,8 @@ import torch
 
 from sfumato.diffusion.denoiser import PREDICTIONS
 from sfumato.diffusion.schedule import NoiseSchedule
+from sfumato.engines.catalog import start
+from sfumato.engines.engine import Engine
 from sfumato.errors import CheckpointError, InvalidConfig
 from sfumato.models import compvis
 from sfumato.models.autoencoder import Autoencoder
@@ -44,7 +46,7 @@ class Model:
     """What a pipeline runs. `prediction` is what the UNet answers: "epsilon", "v_prediction" or "sample".
 
     `weights` are the files it was read from, in the order of the parts; `last_step` says that the UNet is the last
-    step of a file that has its moving average too.
+    step of a file that has its moving average too. `engine` is what runs the UNet and the autoencoder.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Model:
     last_step: bool
     unet: UNet = field(repr=False)
     autoencoder: Autoencoder = field(repr=False)
+    engine: Engine
     text_encoder: ClipText = field(repr=False)
     tokenizer: Tokenizer = field(repr=False)
     noise_schedule: NoiseSchedule = field(repr=False)
@@ -96,11 +99,12 @@ def load_model(
     vae: Path | None = None,
     ema: bool = True,
     variant: str | None = None,
+    engine: str = "eager",
     on_progress: OnProgress = ignore,
 ) -> Model:
-    """Read a model in either layout onto a device, tensor by tensor from the memory map.
+    """Read a model in either layout onto a device, tensor by tensor from the memory map, and start its engine.
 
-    Raises as `open_model` does, and `InvalidConfig` for parts that don't fit each other.
+    Raises as `open_model` and `engines.catalog.start` do, and `InvalidConfig` for parts that don't fit each other.
     """
     with open_model(path, vae=vae, ema=ema, variant=variant) as files:
         tokenizer, noise_schedule = check_fit(files)
@@ -117,6 +121,7 @@ def load_model(
             last_step=not files.ema and compvis.has_ema(files.unet.checkpoint.tensors),
             unet=files.unet.module,
             autoencoder=files.vae.module,
+            engine=start(engine, files.unet.module, files.vae.module),
             text_encoder=files.text_encoder.module,
             tokenizer=tokenizer,
             noise_schedule=noise_schedule,

@@ -1,0 +1,93 @@
+"""The engines by name, and the fixed table by which `auto` chooses one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from sfumato.engines.compiler import NoKernelsError, why_not
+from sfumato.engines.engine import Engine, eager
+from sfumato.engines.names import ENGINES
+from sfumato.errors import InvalidRequest
+from sfumato.models.autoencoder import Autoencoder
+from sfumato.models.unet import UNet
+
+logger = logging.getLogger("sfumato")
+
+# Narrower UNets are done in a blink, and stay byte for byte what they were.
+_WIDE = 256
+
+
+class _CannotError(Exception):
+    """An engine can't run this model here; the message says why, in words that follow "engine X:"."""
+
+
+def start(name: str, unet: UNet, autoencoder: Autoencoder) -> Engine:
+    """The engine of that name for these modules. One that can't run them here says why in one line, and `eager` runs.
+
+    Raises `InvalidRequest` for a name that is no engine, `MissingExtra` for one whose packages aren't installed.
+    """
+    if name not in ENGINES:
+        raise InvalidRequest(f"engine {name!r} is unknown: use {', '.join(ENGINES)}", field="engine")
+    if name == "auto":
+        name = choose(unet)
+    try:
+        return _STARTERS[name](unet, autoencoder)
+    except _CannotError as reason:
+        logger.warning("engine %s: %s; the engine eager runs instead", name, reason)
+        return eager(unet, autoencoder)
+
+
+def choose(unet: UNet) -> str:
+    """What `auto` is for this model here: by its device, dtype and width and by what the processor has, never by a
+    timing, so that a picture doesn't depend on how busy the machine was."""
+    wide = max(unet.config.block_channels) >= _WIDE
+    return "winograd" if wide and not _unfit(unet) and not why_not() else "eager"
+
+
+def _unfit(unet: UNet) -> str:
+    """Why the exact CPU engine can't run a model, "" where it can."""
+    weight = unet.conv_in.weight
+    if weight.device.type != "cpu":
+        return f"it is for the CPU, the model is on {weight.device.type}"
+    if str(weight.dtype) != "torch.float32":
+        return f"it computes in float32, the model is {str(weight.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _winograd(unet: UNet, autoencoder: Autoencoder) -> Engine:
+    from sfumato.engines.exact_autoencoder import ExactAutoencoder
+    from sfumato.engines.exact_unet import ExactUNet
+    from sfumato.engines.native_kernels import NativeKernels
+
+    if reason := _unfit(unet):
+        raise _CannotError(reason)
+    try:
+        kernels = NativeKernels()
+    except NoKernelsError as reason:
+        logger.warning("engine winograd: %s; the slower winograd-plain runs instead", reason)
+        return _winograd_plain(unet, autoencoder)
+    pictures = ExactAutoencoder(autoencoder, kernels)
+    return Engine(name="winograd", denoise=ExactUNet(unet, kernels), encode=pictures.encode, decode=pictures.decode)
+
+
+def _winograd_plain(unet: UNet, autoencoder: Autoencoder) -> Engine:
+    from sfumato.engines.exact_unet import ExactUNet
+    from sfumato.engines.torch_kernels import TorchKernels
+
+    if reason := _unfit(unet):
+        raise _CannotError(reason)
+    # The autoencoder's large maps of few channels gain nothing from batched products.
+    return Engine(
+        name="winograd-plain",
+        denoise=ExactUNet(unet, TorchKernels()),
+        encode=autoencoder.encode,
+        decode=autoencoder.decode,
+    )
+
+
+_STARTERS: Mapping[str, Callable[[UNet, Autoencoder], Engine]] = {
+    "eager": eager,
+    "winograd": _winograd,
+    "winograd-plain": _winograd_plain,
+}

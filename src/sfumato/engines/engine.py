@@ -1,0 +1,29 @@
+"""`Engine`: the two networks of a model as something that runs them, and the name that is recorded with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from sfumato.models.autoencoder import Autoencoder, Posterior
+from sfumato.models.unet import UNet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """`denoise`, `encode` and `decode` take and return what `UNet.forward` and the autoencoder's methods do.
+
+    `name` is what runs, which may be another engine than was asked for; asking for it gives the same again.
+    """
+
+    name: str
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor] = field(repr=False)
+    encode: Callable[[Tensor], Posterior] = field(repr=False)
+    decode: Callable[[Tensor], Tensor] = field(repr=False)
+
+
+def eager(unet: UNet, autoencoder: Autoencoder) -> Engine:
+    """The modules themselves."""
+    return Engine(name="eager", denoise=unet, encode=autoencoder.encode, decode=autoencoder.decode)

@@ -1,0 +1,81 @@
+"""The autoencoder's two directions over `Kernels`: the same numbers within rounding, NHWC from end to end."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.engines.exact_unet import enlarged, resnet, strided
+from sfumato.engines.kernels import Kernels
+from sfumato.engines.members import member, members
+from sfumato.models.autoencoder import (
+    Autoencoder,
+    Downsample,
+    Level,
+    MidBlock,
+    PixelAttention,
+    Posterior,
+    Upsample,
+)
+from sfumato.nn.resnet import ResnetBlock
+
+
+class ExactAutoencoder:
+    """`encode` and `decode` as the module's."""
+
+    def __init__(self, autoencoder: Autoencoder, kernels: Kernels) -> None:
+        self.autoencoder, self.kernels = autoencoder, kernels
+
+    def encode(self, images: Tensor) -> Posterior:
+        """Pixels (B, 3, H, W) in [-1, 1], sides multiples of the factor → the posterior of unscaled latents."""
+        encoder = self.autoencoder.encoder
+        x = self.kernels.conv3x3(_nhwc(images), encoder.conv_in)
+        for level in members(encoder.down_blocks, Level):
+            x = self._level(level, x)
+        x = self._out(self._middle(encoder.mid_block, x), encoder.conv_norm_out, encoder.conv_out)
+        mean, logvar = self.autoencoder.quant_conv(_nchw(x)).chunk(2, dim=1)
+        return Posterior(mean.contiguous(), logvar.clamp(-30.0, 20.0).contiguous())
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Unscaled latents (B, latent_channels, h, w) → pixels (B, 3, f·h, f·w), about [-1, 1] but not clamped."""
+        decoder = self.autoencoder.decoder
+        x = self.kernels.conv3x3(_nhwc(self.autoencoder.post_quant_conv(latents)), decoder.conv_in)
+        x = self._middle(decoder.mid_block, x)
+        for level in members(decoder.up_blocks, Level):
+            x = self._level(level, x)
+        return _nchw(self._out(x, decoder.conv_norm_out, decoder.conv_out)).contiguous()
+
+    def _out(self, x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
+        return self.kernels.conv3x3(x, conv, norm=self.kernels.group_norm(x, norm))
+
+    def _level(self, level: Level, x: Tensor) -> Tensor:
+        for block in members(level.resnets, ResnetBlock):
+            x = resnet(self.kernels, block, x)
+        if level.resample == "downsamplers":
+            # Padded on the right and below only, as the published weights expect.
+            (down,) = members(level.downsamplers, Downsample)
+            x = strided(F.pad(x, (0, 0, 0, 1, 0, 1)), down.conv)
+        elif level.resample == "upsamplers":
+            (up,) = members(level.upsamplers, Upsample)
+            x = enlarged(self.kernels, x, up.conv, (2 * x.shape[1], 2 * x.shape[2]))
+        return x
+
+    def _middle(self, block: MidBlock, x: Tensor) -> Tensor:
+        first, last = members(block.resnets, ResnetBlock)
+        (layer,) = members(block.attentions, PixelAttention)
+        return resnet(self.kernels, last, self._attention(layer, resnet(self.kernels, first, x)))
+
+    def _attention(self, layer: PixelAttention, x: Tensor) -> Tensor:
+        kernels, rows = self.kernels, x.flatten(1, 2)
+        norm = kernels.group_norm(x, layer.group_norm)
+        q, k, v = (kernels.linear(rows, part, norm=norm) for part in (layer.to_q, layer.to_k, layer.to_v))
+        out = member(layer.to_out[0], nn.Linear)
+        return kernels.linear(kernels.attention(q, k, v, 1), out, residual=rows).view(x.shape)
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _nchw(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)

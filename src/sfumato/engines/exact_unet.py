@@ -1,0 +1,185 @@
+"""The UNet's forward over `Kernels`: the same numbers within rounding, with what doesn't change computed once.
+
+- Maps stay NHWC from end to end; norms are applied by what reads them.
+- Keys and values of the cross-attention depend on the prompt alone: kept from step to step.
+- The time embedding's projections depend on t alone.
+- Up to the first cross-attention both halves of a guided pair are equal: one of them is computed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.engines.kernels import Kernels
+from sfumato.engines.members import member, members
+from sfumato.models.unet import (
+    GEGLU,
+    Block,
+    CrossAttention,
+    DownBlock,
+    Downsample,
+    SpatialTransformer,
+    TransformerBlock,
+    UNet,
+    UpBlock,
+    Upsample,
+)
+from sfumato.nn.resnet import ResnetBlock
+
+_KEPT_CONTEXTS, _KEPT_TIMES = 4, 128
+
+KeysValues = Mapping[CrossAttention, tuple[Tensor, Tensor]]
+Channels = Mapping[ResnetBlock, Tensor]
+
+
+class ExactUNet:
+    """Called as `UNet.forward`. Weights are read where they are; change them and `forget` what was kept."""
+
+    def __init__(self, unet: UNet, kernels: Kernels) -> None:
+        self.unet, self.kernels = unet, kernels
+        self._cross = [m.attn2 for m in unet.modules() if isinstance(m, TransformerBlock)]
+        blocks = [m for m in unet.modules() if isinstance(m, ResnetBlock)]
+        self._projections = [(block, block.time_emb_proj) for block in blocks if block.time_emb_proj is not None]
+        self._lock = threading.Lock()
+        self._contexts: deque[tuple[Tensor, KeysValues]] = deque(maxlen=_KEPT_CONTEXTS)
+        self._times: OrderedDict[float, Channels] = OrderedDict()
+
+    def forget(self) -> None:
+        """Drop what was computed from the weights."""
+        with self._lock:
+            self._contexts.clear()
+            self._times.clear()
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """latents (B, in_channels, h, w), timesteps (B,), context (B, T, context_dim) → (B, out_channels, h, w)."""
+        unet, kernels = self.unet, self.kernels
+        channels = self._time_channels(timesteps)
+        keys_values = self._keys_values(context)
+        shared = _twice(latents, timesteps)
+        x = latents[: len(latents) // 2] if shared else latents
+        run = _Run(kernels, channels, keys_values, len(latents))
+        x = kernels.conv3x3(x.permute(0, 2, 3, 1).contiguous(), unet.conv_in)
+        skips = [x]
+        for down in members(unet.down_blocks, DownBlock):
+            for j in range(len(down.resnets)):
+                x = run.layer(down, j, x)
+                skips.append(x)
+            for downsample in members(down.downsamplers, Downsample):
+                x = strided(x, downsample.conv)
+                skips.append(x)
+        x = run.layer(unet.mid_block, 0, x)
+        last = member(unet.mid_block.resnets[1], ResnetBlock)
+        x = resnet(kernels, last, x, channels[last])
+        for up in members(unet.up_blocks, UpBlock):
+            for j in range(len(up.resnets)):
+                x = run.layer(up, j, torch.cat([run.whole(x), run.whole(skips.pop())], dim=-1))
+            for upsample in members(up.upsamplers, Upsample):
+                height, width = skips[-1].shape[1:3]
+                x = enlarged(kernels, x, upsample.conv, (height, width))
+        out = kernels.conv3x3(run.whole(x), unet.conv_out, norm=kernels.group_norm(run.whole(x), unet.conv_norm_out))
+        return out.permute(0, 3, 1, 2).contiguous()
+
+    def _keys_values(self, context: Tensor) -> KeysValues:
+        """Of every cross-attention, by value of the context: guidance puts it together anew each step."""
+        with self._lock:
+            for known, found in self._contexts:
+                if torch.equal(known, context):
+                    return found
+        context = context.contiguous()
+        made = {
+            layer: (self.kernels.linear(context, layer.to_k), self.kernels.linear(context, layer.to_v))
+            for layer in self._cross
+        }
+        with self._lock:
+            self._contexts.append((context, made))
+        return made
+
+    def _time_channels(self, timesteps: Tensor) -> Channels:
+        """What each residual block adds to its channels, one row where all timesteps are one."""
+        values = timesteps.tolist()
+        alike = values.count(values[0]) == len(values)
+        with self._lock:
+            if alike and (found := self._times.get(values[0])) is not None:
+                return found
+        activated = F.silu(self.unet.time_embedding(timesteps[:1] if alike else timesteps))
+        made = {block: projection(activated) for block, projection in self._projections}
+        if alike:
+            with self._lock:
+                self._times[values[0]] = made
+                if len(self._times) > _KEPT_TIMES:
+                    self._times.popitem(last=False)
+        return made
+
+
+class _Run:
+    """One forward: `batch` is the whole batch, maps may still be its first half."""
+
+    def __init__(self, kernels: Kernels, channels: Channels, keys_values: KeysValues, batch: int) -> None:
+        self.kernels, self.channels, self.keys_values, self.batch = kernels, channels, keys_values, batch
+
+    def whole(self, x: Tensor) -> Tensor:
+        """Both halves of a map that has been one so far."""
+        return x if len(x) == self.batch else torch.cat([x, x])
+
+    def layer(self, block: Block, j: int, x: Tensor) -> Tensor:
+        residual = member(block.resnets[j], ResnetBlock)
+        x = resnet(self.kernels, residual, x, self.channels[residual])
+        return self.transformer(member(block.attentions[j], SpatialTransformer), x) if len(block.attentions) else x
+
+    def transformer(self, transformer: SpatialTransformer, x: Tensor) -> Tensor:
+        kernels = self.kernels
+        rows = kernels.linear(x.flatten(1, 2), transformer.proj_in, norm=kernels.group_norm(x, transformer.norm))
+        for block in members(transformer.transformer_blocks, TransformerBlock):
+            norm = kernels.layer_norm(rows, block.norm1)
+            layer = block.attn1
+            q, k, v = (kernels.linear(rows, part, norm=norm) for part in (layer.to_q, layer.to_k, layer.to_v))
+            rows = self._attended(layer, q, k, v, rows)
+            layer = block.attn2
+            q = self.whole(kernels.linear(rows, layer.to_q, norm=kernels.layer_norm(rows, block.norm2)))
+            rows = self._attended(layer, q, *self.keys_values[layer], self.whole(rows))
+            gate, out = member(block.ff.net[0], GEGLU), member(block.ff.net[2], nn.Linear)
+            hidden = kernels.linear(rows, gate.proj, norm=kernels.layer_norm(rows, block.norm3), gated=True)
+            rows = kernels.linear(hidden, out, residual=rows)
+        x = self.whole(x)
+        return kernels.linear(rows, transformer.proj_out, residual=x.flatten(1, 2)).view(x.shape)
+
+    def _attended(self, layer: CrossAttention, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+        out = member(layer.to_out[0], nn.Linear)
+        return self.kernels.linear(self.kernels.attention(q, k, v, layer.heads), out, residual=rows)
+
+
+def resnet(kernels: Kernels, block: ResnetBlock, x: Tensor, channel: Tensor | None = None) -> Tensor:
+    """`ResnetBlock.forward` on (B, H, W, C); `channel` is the projected time, one row or one each."""
+    if channel is not None:
+        channel = channel.expand(len(x), -1) if len(channel) == 1 else channel[: len(x)]
+        channel = channel.contiguous()
+    h = kernels.conv3x3(x, block.conv1, norm=kernels.group_norm(x, block.norm1), channel=channel)
+    if block.conv_shortcut is not None:
+        x = kernels.linear(x, block.conv_shortcut)
+    return kernels.conv3x3(h, block.conv2, norm=kernels.group_norm(h, block.norm2), residual=x)
+
+
+def strided(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A convolution that isn't worth a kernel of its own: few, and a quarter of the pixels. NHWC to NHWC."""
+    out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, conv.stride, conv.padding)
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
+def enlarged(kernels: Kernels, x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
+    """Enlarge to the nearest pixel, then convolve: (B, H, W, C) → (B, *size, N)."""
+    if size == (2 * x.shape[1], 2 * x.shape[2]):
+        return kernels.conv3x3(x, conv, enlarged=True)
+    larger = F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="nearest")
+    return kernels.conv3x3(larger.permute(0, 2, 3, 1).contiguous(), conv)
+
+
+def _twice(latents: Tensor, timesteps: Tensor) -> bool:
+    """Whether the second half of a batch is the first again."""
+    half, odd = divmod(len(latents), 2)
+    return not odd and torch.equal(timesteps[:half], timesteps[half:]) and torch.equal(latents[:half], latents[half:])

@@ -1,0 +1,73 @@
+"""What the exact CPU engine is made of: a few operations on NHWC maps, compiled (`NativeKernels`) or in plain PyTorch.
+
+Maps are (B, H, W, C), rows (B, N, C), all contiguous. Norms are given as what reads the map has to do to it, so that
+the normalised map is never written: `Affine` for GroupNorm, `Rows` for LayerNorm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A GroupNorm whose statistics are known: x · scale + shift, (B, C) each."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A LayerNorm whose statistics are known: `stats` is (rows, 2), mean and 1/σ."""
+
+    stats: Tensor
+    norm: nn.LayerNorm
+
+
+class Kernels(Protocol):
+    """The operations; `name` says whose they are."""
+
+    name: str
+
+    def group_norm(self, x: Tensor, norm: nn.GroupNorm) -> Affine:
+        """The statistics of a map or of rows."""
+        ...
+
+    def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Rows:
+        """The statistics of rows."""
+        ...
+
+    def conv3x3(
+        self,
+        x: Tensor,
+        conv: nn.Conv2d,
+        *,
+        norm: Affine | None = None,
+        channel: Tensor | None = None,
+        residual: Tensor | None = None,
+        enlarged: bool = False,
+    ) -> Tensor:
+        """3×3 convolution of stride 1, padded, of silu(x · scale + shift) where there is a norm, of the map enlarged
+        twofold to the nearest where `enlarged`; plus `channel` (B, N) on every pixel, plus `residual`."""
+        ...
+
+    def linear(
+        self,
+        x: Tensor,
+        layer: nn.Linear | nn.Conv2d,
+        *,
+        norm: Affine | Rows | None = None,
+        residual: Tensor | None = None,
+        gated: bool = False,
+    ) -> Tensor:
+        """x · Wᵀ + b of the normed x, of a linear layer or a 1×1 convolution; `gated` makes value · gelu(gate) of its
+        two halves; plus `residual`."""
+        ...
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """softmax(q kᵀ / √d) v for each head, rows to rows."""
+        ...

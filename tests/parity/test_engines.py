@@ -1,0 +1,210 @@
+"""Each engine against the modules it runs: diffusers' random weights, same inputs, same answers within rounding."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from in_memory import load
+from sfumato.engines import compiler
+from sfumato.engines.catalog import choose, start
+from sfumato.engines.exact_autoencoder import ExactAutoencoder
+from sfumato.engines.exact_unet import ExactUNet
+from sfumato.engines.kernels import Kernels
+from sfumato.engines.names import ENGINES
+from sfumato.engines.native_kernels import NativeKernels
+from sfumato.engines.torch_kernels import TorchKernels
+from sfumato.errors import InvalidRequest
+from sfumato.models import autoencoder, unet
+from tiny import AUTOENCODERS, UNETS, diffusers_autoencoder, diffusers_unet
+
+KERNELS: dict[str, Callable[[], Kernels]] = {"compiled": NativeKernels, "plain": TorchKernels}
+SIZES = ((16, 24), (9, 16), (3, 5), (2, 3))
+
+
+def gaussian(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def relative(ours: Tensor, reference: Tensor) -> float:
+    """The error's norm over the reference's: the measure of docs/performance.md."""
+    assert ours.shape == reference.shape
+    return ((ours.double() - reference.double()).norm() / reference.double().norm()).item()
+
+
+def tiny_unet(name: str) -> unet.UNet:
+    reference = diffusers_unet(name)
+    config = unet.UNetConfig.from_published(dict(reference.config))
+    return load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict())
+
+
+def tiny_autoencoder(name: str) -> autoencoder.Autoencoder:
+    reference = diffusers_autoencoder(name)
+    config = autoencoder.AutoencoderConfig.from_published(dict(reference.config))
+    return load(autoencoder.Autoencoder, config, autoencoder.DIFFUSERS, reference.state_dict())
+
+
+@pytest.fixture(params=KERNELS)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return KERNELS[request.param]()
+
+
+@pytest.mark.parametrize("name", UNETS)
+@torch.inference_mode()
+def test_exact_unet_matches_eager(name: str, kernels: Kernels) -> None:
+    module = tiny_unet(name)
+    exact = ExactUNet(module, kernels)
+    context = gaussian(2, 7, module.config.context_dim, seed=2)
+    for t in (torch.tensor([981.0, 981.0]), torch.tensor([981.0, 12.5])):
+        pair = gaussian(1, module.config.in_channels, 16, 24).repeat(2, 1, 1, 1)
+        two = gaussian(2, module.config.in_channels, 16, 24)
+        for x in (pair, two):
+            assert relative(exact(x, t, context), module(x, t, context)) <= 2e-5
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@torch.inference_mode()
+def test_exact_unet_takes_sizes_that_do_not_halve(size: tuple[int, int], kernels: Kernels) -> None:
+    module = tiny_unet("v1-like")
+    x, context, t = gaussian(1, 4, *size), gaussian(1, 7, 24, seed=2), torch.tensor([500.0])
+    assert relative(ExactUNet(module, kernels)(x, t, context), module(x, t, context)) <= 5e-5
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+@torch.inference_mode()
+def test_exact_autoencoder_matches_eager(name: str, kernels: Kernels) -> None:
+    module = tiny_autoencoder(name)
+    exact = ExactAutoencoder(module, kernels)
+    images = gaussian(2, 3, 32, 48)
+    ours, reference = exact.encode(images), module.encode(images)
+    assert relative(ours.mean, reference.mean) <= 2e-5
+    assert relative(ours.logvar, reference.logvar) <= 2e-5
+    latents = gaussian(2, module.config.latent_channels, 5, 6)
+    assert relative(exact.decode(latents), module.decode(latents)) <= 2e-5
+
+
+@torch.inference_mode()
+def test_what_is_kept_belongs_to_its_context_and_time(kernels: Kernels) -> None:
+    """Any order of prompts and times gives what each gives by itself."""
+    module = tiny_unet("v1-like")
+    kept = ExactUNet(module, kernels)
+    x = gaussian(2, 4, 8, 8)
+    for seed, t in ((1, 3.0), (2, 3.0), (1, 7.0), (3, 3.0), (4, 3.0), (5, 3.0), (6, 3.0), (1, 3.0)):
+        context, times = gaussian(2, 7, 24, seed=seed), torch.full((2,), t)
+        assert torch.equal(kept(x, times, context), ExactUNet(module, kernels)(x, times, context))
+
+
+@torch.inference_mode()
+def test_weights_are_read_where_they_are(kernels: Kernels) -> None:
+    module = tiny_unet("v1-like")
+    exact = ExactUNet(module, kernels)
+    x, t, context = gaussian(2, 4, 8, 8), torch.full((2,), 5.0), gaussian(2, 7, 24)
+    exact(x, t, context)
+    for parameter in module.parameters():
+        parameter.mul_(1.1)
+    exact.forget()
+    assert relative(exact(x, t, context), module(x, t, context)) <= 2e-5
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 5, 7, 3, 4), (2, 8, 8, 36, 70), (1, 33, 20, 340, 33), (3, 4, 4, 16, 32)], ids=str
+)
+@pytest.mark.parametrize("enlarged", [False, True])
+@torch.inference_mode()
+def test_convolutions_match_pytorch_in_double(
+    shape: tuple[int, int, int, int, int], enlarged: bool, kernels: Kernels
+) -> None:
+    """GroupNorm, SiLU, the channel's and the map's additions and the convolution, against float64."""
+    batch, height, width, channels, outputs = shape
+    x = gaussian(batch, height, width, channels)
+    conv, norm = nn.Conv2d(channels, outputs, 3, padding=1), nn.GroupNorm(1, channels)
+    factor = 2 if enlarged else 1
+    channel, residual = gaussian(batch, outputs), gaussian(batch, height * factor, width * factor, outputs)
+    ours = kernels.conv3x3(
+        x, conv, norm=kernels.group_norm(x, norm), channel=channel, residual=residual, enlarged=enlarged
+    )
+    h = nn.functional.silu(norm.double()(x.permute(0, 3, 1, 2).double()))
+    if enlarged:
+        h = nn.functional.interpolate(h, scale_factor=2.0, mode="nearest")
+    expected = conv.double()(h) + channel[:, :, None, None] + residual.permute(0, 3, 1, 2)
+    assert relative(ours, expected.permute(0, 2, 3, 1)) <= 1e-5
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 8), (37, 50, 70), (130, 700, 48)], ids=str)
+@torch.inference_mode()
+def test_products_match_pytorch_in_double(sizes: tuple[int, int, int], kernels: Kernels) -> None:
+    count, width, outputs = sizes
+    x = gaussian(1, count, width) * 3 + 1
+    layer, norm = nn.Linear(width, outputs), nn.LayerNorm(width)
+    ours = kernels.linear(x, layer, norm=kernels.layer_norm(x, norm), gated=True)
+    value, gate = layer.double()(norm.double()(x.double())).chunk(2, dim=-1)
+    assert relative(ours, value * nn.functional.gelu(gate)) <= 2e-6
+    layer, residual = nn.Linear(width, outputs, bias=False), gaussian(1, count, outputs)
+    ours = kernels.linear(x, layer, residual=residual)
+    assert relative(ours, layer.double()(x.double()) + residual) <= 2e-6
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 8), (3, 50, 33, 20), (2, 200, 700, 40), (2, 30, 77, 24)], ids=str)
+@torch.inference_mode()
+def test_attention_matches_the_formula_in_double(sizes: tuple[int, int, int, int], kernels: Kernels) -> None:
+    heads, n, m, width = sizes
+    q, k, v = (gaussian(2, rows, heads * width, seed=i) * 4 for i, rows in enumerate((n, m, m)))
+    split = (x.double().view(2, -1, heads, width).transpose(1, 2) for x in (q, k, v))
+    queries, keys, values = split
+    weights = torch.softmax(queries @ keys.transpose(2, 3) / width**0.5, dim=-1)
+    expected = (weights @ values).transpose(1, 2).reshape(2, n, -1)
+    assert relative(kernels.attention(q, k, v, heads), expected) <= 5e-6
+
+
+def test_without_a_compiler_the_plain_kernels_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SFUMATO_NO_KERNELS", "1")
+    compiler.kernels.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, logger="sfumato"):
+            engine = start("winograd", tiny_unet("v1-like"), tiny_autoencoder(next(iter(AUTOENCODERS))))
+        assert engine.name == "winograd-plain"
+        assert "SFUMATO_NO_KERNELS is set" in caplog.text
+    finally:
+        compiler.kernels.cache_clear()
+
+
+def test_a_compiler_that_fails_is_a_reason_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiler, "COMPILERS", ("false",))
+    compiler.kernels.cache_clear()
+    try:
+        assert "can't compile the kernels" in compiler.why_not()
+        assert list(compiler.cache_folder().iterdir()) == []
+    finally:
+        compiler.kernels.cache_clear()
+
+
+def test_half_precision_runs_eagerly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    module, pictures = tiny_unet("v1-like").bfloat16(), tiny_autoencoder(next(iter(AUTOENCODERS))).bfloat16()
+    with caplog.at_level(logging.WARNING, logger="sfumato"):
+        assert start("winograd", module, pictures).name == "eager"
+    assert "bfloat16; the engine eager runs instead" in caplog.text
+
+
+def test_auto_is_eager_for_small_models_and_winograd_for_wide_ones() -> None:
+    assert choose(tiny_unet("v1-like")) == "eager"
+    with torch.device("cpu"):
+        wide = unet.UNet(
+            unet.UNetConfig(
+                block_channels=(32, 256), attention=(False, False), heads=(4, 4), depth=(1, 1), context_dim=8
+            )
+        )
+    assert choose(wide) == "winograd"
+
+
+def test_unknown_engines_are_refused_with_all_names() -> None:
+    with pytest.raises(InvalidRequest, match=", ".join(ENGINES)):
+        start("fastest", tiny_unet("v1-like"), tiny_autoencoder(next(iter(AUTOENCODERS))))
