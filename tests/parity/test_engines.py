@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from sfumato.engines.kernels import Kernels
 from sfumato.engines.names import ENGINES
 from sfumato.engines.native_kernels import NativeKernels
 from sfumato.engines.torch_kernels import TorchKernels
-from sfumato.errors import InvalidRequest
+from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.models import autoencoder, unet
 from tiny import AUTOENCODERS, UNETS, diffusers_autoencoder, diffusers_unet
 
@@ -174,9 +176,7 @@ def test_without_a_compiler_the_plain_kernels_run(
         compiler.kernels.cache_clear()
 
 
-def test_a_compiler_that_fails_is_a_reason_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
-) -> None:
+def test_a_compiler_that_fails_is_a_reason_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiler, "COMPILERS", ("false",))
     compiler.kernels.cache_clear()
@@ -208,3 +208,29 @@ def test_auto_is_eager_for_small_models_and_winograd_for_wide_ones() -> None:
 def test_unknown_engines_are_refused_with_all_names() -> None:
     with pytest.raises(InvalidRequest, match=", ".join(ENGINES)):
         start("fastest", tiny_unet("v1-like"), tiny_autoencoder(next(iter(AUTOENCODERS))))
+
+
+@pytest.mark.parametrize("size", [(16, 24), (9, 16)], ids=str)
+@torch.inference_mode()
+def test_openvino_matches_eager_and_is_converted_once(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    module, pictures = tiny_unet("v1-like"), tiny_autoencoder(next(iter(AUTOENCODERS)))
+    x, context, t = gaussian(2, 4, *size), gaussian(2, 7, 24, seed=2), torch.tensor([981.0, 12.5])
+    engine = start("openvino", module, pictures)
+    assert relative(engine.denoise(x, t, context), module(x, t, context)) <= 2e-5
+    kept = sorted(path for path in compiler.cache_folder().rglob("*") if path.is_file())
+    again = start("openvino", module, pictures)
+    assert torch.equal(again.denoise(x, t, context), engine.denoise(x, t, context))
+    assert sorted(path for path in compiler.cache_folder().rglob("*") if path.is_file()) == kept
+    images = gaussian(1, 3, 32, 48)
+    assert relative(engine.encode(images).mean, pictures.encode(images).mean) <= 2e-5
+    latents = gaussian(1, pictures.config.latent_channels, 4, 6)
+    assert relative(engine.decode(latents), pictures.decode(latents)) <= 2e-5
+
+
+def test_openvino_that_isnt_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtra, match=r"sfumato\[openvino\]"):
+        start("openvino", tiny_unet("v1-like"), tiny_autoencoder(next(iter(AUTOENCODERS))))

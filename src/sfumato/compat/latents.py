@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfumato.models.autoencoder import Autoencoder, Posterior
+from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.pipeline.generate import Pipeline
 
 
-class LatentKeeper(nn.Module):
-    """An autoencoder that keeps what it's given to decode, and answers grey pictures of the right size at once."""
+class LatentKeeper:
+    """A decoder that keeps what it's given to decode, and answers grey pictures of the right size at once."""
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-        self.config = autoencoder.config
+    def __init__(self, config: AutoencoderConfig) -> None:
+        self.config = config
         self.kept: list[Tensor] = []
 
     @property
     def latents(self) -> Tensor:
         """All that were kept, scaled: (B, C, h, w) in the model's dtype."""
         return torch.cat(self.kept) * self.config.scaling_factor
-
-    def encode(self, images: Tensor) -> Posterior:
-        """As the autoencoder itself."""
-        return self.autoencoder.encode(images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Unscaled latents (B, C, h, w), kept → zeros (B, 3, H, W)."""
@@ -39,6 +32,8 @@ class LatentKeeper(nn.Module):
 
 def keeping_latents(pipeline: Pipeline) -> tuple[Pipeline, LatentKeeper]:
     """The same model without its decoder or a checker, for one call, and where the call's latents are afterwards."""
-    keeper = LatentKeeper(pipeline.model.autoencoder)
-    model = dataclasses.replace(pipeline.model, autoencoder=cast(Autoencoder, keeper))
-    return Pipeline(model, safety="off", watermark=False, batch_size=pipeline.batch_size), keeper
+    model = pipeline.model
+    keeper = LatentKeeper(model.autoencoder.config)
+    engine = dataclasses.replace(model.engine, decode=keeper.decode)
+    kept = dataclasses.replace(model, engine=engine)
+    return Pipeline(kept, safety="off", watermark=False, batch_size=pipeline.batch_size), keeper

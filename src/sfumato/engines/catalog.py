@@ -46,7 +46,7 @@ def choose(unet: UNet) -> str:
 
 
 def _unfit(unet: UNet) -> str:
-    """Why the exact CPU engine can't run a model, "" where it can."""
+    """Why the engines for float32 on a CPU can't run a model, "" where it can."""
     weight = unet.conv_in.weight
     if weight.device.type != "cpu":
         return f"it is for the CPU, the model is on {weight.device.type}"
@@ -86,8 +86,18 @@ def _winograd_plain(unet: UNet, autoencoder: Autoencoder) -> Engine:
     )
 
 
+def _openvino(unet: UNet, autoencoder: Autoencoder) -> Engine:
+    from sfumato.engines.openvino import OpenVinoAutoencoder, OpenVinoUNet
+
+    if reason := _unfit(unet):
+        raise _CannotError(reason)
+    pictures = OpenVinoAutoencoder(autoencoder)
+    return Engine(name="openvino", denoise=OpenVinoUNet(unet), encode=pictures.encode, decode=pictures.decode)
+
+
 _STARTERS: Mapping[str, Callable[[UNet, Autoencoder], Engine]] = {
     "eager": eager,
     "winograd": _winograd,
     "winograd-plain": _winograd_plain,
+    "openvino": _openvino,
 }

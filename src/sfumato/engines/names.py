@@ -9,4 +9,5 @@ ENGINES: Mapping[str, str] = {
     "eager": "the networks as they are written, in PyTorch's own operations",
     "winograd": "exact and fastest on a CPU: compiled kernels, Winograd convolutions",
     "winograd-plain": "the same without a compiler, slower",
+    "openvino": "OpenVINO in float32, converted once for each size (extra openvino)",
 }
