@@ -1,0 +1,28 @@
+"""`--engine`: what ran is in the record, and replay runs it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from command_line import Cli
+from PIL import Image
+
+from sfumato.pictures.pixels import psnr
+from sfumato.pipeline.replay import recorded_in
+
+
+def test_the_exact_engine_is_recorded_and_replayed(cli: Cli) -> None:
+    for engine in ("eager", "winograd"):
+        assert cli("generate", "a red heart", "--steps", "3", "--engine", engine, "--out", f"{engine}.png").code == 0
+        assert recorded_in(Path(f"{engine}.png")).engine == engine
+    assert psnr(np.asarray(Image.open("winograd.png")), np.asarray(Image.open("eager.png"))) >= 50.0
+    assert json.loads(cli("replay", "winograd.png", "--json").out)["identical"] is True
+
+
+def test_an_unknown_engine_is_one_line_with_the_nearest_name(cli: Cli) -> None:
+    outcome = cli("generate", "x", "--engine", "winogard")
+    assert outcome.code == 2
+    assert len(outcome.errors) == 1
+    assert "did you mean 'winograd'" in outcome.errors[0]
