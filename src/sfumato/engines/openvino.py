@@ -60,7 +60,7 @@ class Converted:
     def _convert(self, inputs: tuple[Tensor, ...], path: Path) -> None:
         ov = self._openvino
         shapes = [tuple(value.shape) for value in inputs]
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():  # the former by itself turns gradients on
             # Tracing keeps tensors for a backward that never comes; those of an inference mode can't be kept.
             examples = tuple(value.clone() for value in inputs)
             model = ov.convert_model(_Traced(self._module, self._run), example_input=examples, input=shapes)
