@@ -66,6 +66,11 @@ class OutputError(SfumatoError, OSError):
     """A result could not be written: folder read-only, disk full, file already there."""
 
 
+class PeerFailed(SfumatoError):
+    """Another process of the same training failed, and this one with it. That one's message says why, so this one's
+    is not for the user."""
+
+
 class UnsafeContent(SfumatoError):
     """The safety policy refused the picture, or couldn't check it and was told to block."""
 

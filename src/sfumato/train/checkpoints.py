@@ -1,6 +1,7 @@
 """Checkpoints of a run: whole or absent, checked when read, written beside the training.
 
     FOLDER/step-00001200.safetensors     everything after 1,200 steps; the metadata say of what
+    FOLDER/step-00001200/                the same in parts, of a run whose weights are cut up (`shards`)
 
 `kill -9` at any moment leaves whole files only: each is written under another name, synced, and renamed.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from torch import Tensor
 
 from sfumato.errors import CheckpointError
 from sfumato.files import remove_leftovers
+from sfumato.train.shards import read_description, read_shards, write_shards
+from sfumato.train.world import World
 from sfumato.weights.checkpoint import open_checkpoint
 from sfumato.weights.save import write_safetensors
 from sfumato.weights.stored import TensorInfo
@@ -92,21 +96,42 @@ class Checkpoints:
         )
         self._prune()
 
+    def save_parts(
+        self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None, world: World
+    ) -> None:
+        """Write tensors that are cut up among `world`, whose processes must all call this, and wait for it."""
+        self.wait()
+        described = {"step": step, "config": dict(config), "score": score}
+        write_shards(self.folder / f"step-{step:08d}", tensors, described, world)
+        if world.first:
+            self._prune()
+
     def _prune(self) -> None:
         paths = self._paths()
         scores = {path: score for path in paths if (score := _score(path)) is not None}
         best = min(scores, key=scores.__getitem__, default=None)
         for path in paths[: -self.keep]:
             if path != best:
-                path.unlink(missing_ok=True)
+                _remove(path)
         remove_leftovers(self.folder)
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.safetensors"))
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix == ".safetensors" or path.is_dir())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> Saved:
     """Read and check one checkpoint. `CheckpointError` where it is damaged or none of ours."""
+    if path.is_dir():
+        described = read_description(path)
+        tensors = read_shards(path, described.pop("sha256"))
+        return Saved(path=path, tensors=tensors, **described)
     with open_checkpoint(path) as checkpoint:
         try:
             described = json.loads(checkpoint.metadata[_KEY])
@@ -122,6 +147,9 @@ def read_checkpoint(path: Path) -> Saved:
 def _score(path: Path) -> float | None:
     """The score in a checkpoint's header; None too where the file is damaged, which `newest` will say."""
     try:
+        if path.is_dir():
+            found: float | None = read_description(path)["score"]
+            return found
         with open_checkpoint(path) as checkpoint:
             score: float | None = json.loads(checkpoint.metadata[_KEY])["score"]
     except (CheckpointError, KeyError, ValueError):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sfumato.train.config import OptimizerConfig, RateSchedule
+from sfumato.errors import InvalidConfig
+from sfumato.runtime import require
+from sfumato.train.config import OptimizerConfig, OptimizerKind, RateSchedule
+from sfumato.train.muon import Muon, hidden_matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +26,9 @@ class ParameterGroup:
     rate_scale: float = 1.0
 
 
-def build_optimizer(config: OptimizerConfig, groups: Sequence[ParameterGroup]) -> Optimizer:
-    """The configured optimiser over `groups`; `set_rate` decides each step's rate."""
-    entries: list[dict[str, Any]] = [
-        {"params": list(group.parameters), "rate_scale": group.rate_scale} for group in groups
-    ]
-    return _OPTIMIZERS[config.kind](entries, config)
+def build_optimizer(config: OptimizerConfig, groups: Sequence[ParameterGroup], module: nn.Module) -> Optimizer:
+    """The configured optimiser over `groups` of the parameters of `module`; `set_rate` decides each step's rate."""
+    return _OPTIMIZERS[config.kind](groups, config, module)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -42,19 +42,34 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
-    return config.learning_rate * _SCHEDULES[config.schedule](done)
+    return config.learning_rate * _SCHEDULES[config.schedule](done, config)
 
 
-_SCHEDULES: Mapping[RateSchedule, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "linear": lambda done: 1.0 - done,
-    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+_SCHEDULES: Mapping[RateSchedule, Callable[[float, OptimizerConfig], float]] = {
+    "constant": lambda done, config: 1.0,
+    "linear": lambda done, config: 1.0 - done,
+    "cosine": lambda done, config: 0.5 * (1.0 + math.cos(math.pi * done)),
+    "trapezoid": lambda done, config: min(1.0, (1.0 - done) / config.decay_share),
 }
 
+Entries = list[dict[str, Any]]
 
-def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
-    return torch.optim.AdamW(
-        groups,
+
+def _entries(groups: Sequence[ParameterGroup]) -> Entries:
+    return [{"params": list(group.parameters), "rate_scale": group.rate_scale} for group in groups]
+
+
+def _adamw(groups: Sequence[ParameterGroup], config: OptimizerConfig, module: nn.Module) -> Optimizer:
+    return _fused(torch.optim.AdamW, _entries(groups), config)
+
+
+def _adam(groups: Sequence[ParameterGroup], config: OptimizerConfig, module: nn.Module) -> Optimizer:
+    return _fused(torch.optim.Adam, _entries(groups), config)
+
+
+def _fused(kind: type[torch.optim.Adam], entries: Entries, config: OptimizerConfig) -> Optimizer:
+    return kind(
+        entries,
         lr=config.learning_rate,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
@@ -63,18 +78,31 @@ def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
     )
 
 
-def _adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
-    return torch.optim.Adam(
-        groups,
+def _muon(groups: Sequence[ParameterGroup], config: OptimizerConfig, module: nn.Module) -> Optimizer:
+    hidden = hidden_matrices(module)
+    matrices = [replace(group, parameters=[p for p in group.parameters if p in hidden]) for group in groups]
+    rest = [replace(group, parameters=[p for p in group.parameters if p not in hidden]) for group in groups]
+    if not any(group.parameters for group in matrices):
+        raise InvalidConfig("optimizer.kind = 'muon' needs hidden matrices, and what is trained has none: use 'adamw'")
+    adamw = _fused(torch.optim.AdamW, _entries([group for group in rest if group.parameters]), config)
+    filled = _entries([group for group in matrices if group.parameters])
+    return Muon(filled, adamw, weight_decay=config.weight_decay)
+
+
+def _adamw8bit(groups: Sequence[ParameterGroup], config: OptimizerConfig, module: nn.Module) -> Optimizer:
+    optimizer: Optimizer = require("bitsandbytes", extra="bitsandbytes").optim.AdamW8bit(
+        _entries(groups),
         lr=config.learning_rate,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
         weight_decay=config.weight_decay,
-        fused=True,
     )
+    return optimizer
 
 
-_OPTIMIZERS: Mapping[str, Callable[[list[dict[str, Any]], OptimizerConfig], Optimizer]] = {
+_OPTIMIZERS: Mapping[OptimizerKind, Callable[[Sequence[ParameterGroup], OptimizerConfig, nn.Module], Optimizer]] = {
     "adamw": _adamw,
     "adam": _adam,
+    "muon": _muon,
+    "adamw8bit": _adamw8bit,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import signal
 import threading
 import time
@@ -13,30 +12,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import InvalidConfig, NumericalError
+from sfumato.errors import InvalidConfig, NumericalError, PeerFailed
 from sfumato.files import write_text
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
-from sfumato.train.checkpoints import Checkpoints, Saved
+from sfumato.train.checkpoints import Checkpoints, Saved, read_checkpoint
 from sfumato.train.config import FREE, RunConfig
 from sfumato.train.draws import Draws
 from sfumato.train.ema import Ema
 from sfumato.train.metrics import MetricsLog
-from sfumato.train.optimizers import ParameterGroup, build_optimizer, learning_rate, set_rate
+from sfumato.train.optimizer_step import DTYPES as DTYPES
+from sfumato.train.optimizer_step import Batch as Batch
+from sfumato.train.optimizer_step import Stepper, check_precision
+from sfumato.train.optimizers import ParameterGroup, build_optimizer
+from sfumato.train.parallel import LossModule, distributed, prepare, whole
+from sfumato.train.scaler import LossScaler
 from sfumato.train.state import TrainState
 from sfumato.train.toml import from_values, to_toml, to_values
+from sfumato.train.trackers import open_trackers
+from sfumato.train.world import World, join_world
 from sfumato.weights.save import write_safetensors
 from sfumato.weights.stored import TensorInfo
 
 logger = logging.getLogger("sfumato")
 
-Batch = dict[str, Tensor]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CHECKPOINTS, CONFIG = "checkpoints", "config.toml"  # within a run's folder
 _AHEAD = 2  # batches prepared while one is computed
 
@@ -64,7 +67,8 @@ class Task(Protocol):
         ...
 
     def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The scalar to minimise, a mean over the batch, and what else to log."""
+        """The scalar to minimise, a mean over the batch, and what else to log: scalars, which are means too, or
+        (K, 2), sums and counts of K kinds of samples, whose means since the last line of the log go into the next."""
         ...
 
     def validate(self, module: nn.Module, picture: Path) -> Mapping[str, float]:
@@ -98,11 +102,17 @@ def train(
     `task.build()`. After `minutes`, or when `cancellation` is requested, it stops between two steps with a checkpoint.
     Resumed on the same kind of machine with the same number of threads, every number is what it would have been.
 
+    Under torchrun all processes call it alike, with a folder that they share; a CUDA device without a number is that of
+    the process's place. The first process writes. Order and randomness don't depend on the number of processes, losses
+    agree to rounding, and a run goes on with another number, or as another `parallel`. With FSDP the outcome's state is
+    cut up; the checkpoint isn't, for whoever reads it.
+
     Raises `InvalidConfig` when the folder's run has another config, `NumericalError` when a loss or gradient is not
-    finite (the batch is saved), `OutputError` when the disk is full (the checkpoints before stay).
+    finite (the batch is saved), `OutputError` when the disk is full (the checkpoints before stay), and `PeerFailed`
+    when another process raised what counts.
     """
-    loop = _Loop(task, config, folder, start, device or torch.device("cpu"), cancellation or Cancellation())
-    with loop:
+    world = join_world(device)
+    with _Loop(task, config, folder, start, world, cancellation or Cancellation()) as loop:
         return loop.run(None if minutes is None else time.monotonic() + 60.0 * minutes, on_progress)
 
 
@@ -142,35 +152,64 @@ class _Loop:
         config: TaskConfig,
         folder: Path,
         start: nn.Module | None,
-        device: torch.device,
+        world: World,
         cancellation: Cancellation,
     ) -> None:
-        self.task, self.run_config, self.folder, self.device = task, config.run, folder, device
+        self.task, self.run_config, self.folder, self.world = task, config.run, folder, world
         self.cancellation = cancellation
         self.kind, self.values = type(config), to_values(config)
+        check_precision(config.run, world.device)
+        world.share(self._numbers(0)[0])
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep)
-        self.loaders = ThreadPoolExecutor(config.run.workers, thread_name_prefix="samples")
-        module = (start or first_weights(task, config.run.seed)).to(device)
-        if config.run.channels_last:
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.groups = task.groups(module)
-        self.state = TrainState(
-            module, Ema(module, config.run.ema_decay), build_optimizer(config.run.optimizer, self.groups)
-        )
         self.score: float | None = None
-        saved = self.checkpoints.newest()
+        self._build(start)
+        saved = world.together(self._newest)
         if saved is not None:
-            self._resume(saved)
-        self._write_config(to_toml(config))
-        self.metrics = MetricsLog(folder / "metrics.jsonl", after=self.state.step)
+            world.together(lambda: self._resume(saved))
+        self.loaders = ThreadPoolExecutor(config.run.workers, thread_name_prefix="samples")
+        if world.first:
+            self._write_config(to_toml(config))
+            self.metrics = MetricsLog(folder / "metrics.jsonl", after=self.state.step)
+        self.trackers = open_trackers(config.run, folder, self.values, after=self.state.step) if world.first else []
+
+    def _build(self, start: nn.Module | None) -> None:
+        """The module and its averages, as this process has them, and the optimiser."""
+        config, world = self.run_config, self.world
+        self.cut = config.parallel == "fsdp" and world.size > 1
+        module = (start or first_weights(self.task, config.seed)).to(world.device)
+        if config.channels_last and not self.cut:  # FSDP takes contiguous weights only
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        world.spread(module)
+        learned = {parameter for group in self.task.groups(module) for parameter in group.parameters}
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter in learned)
+        averages = [Ema(module, decay) for decay in (config.ema_decay, *config.ema_decays)]
+        # where weights are cut up, the averages are put together in this one to be validated
+        self.shown = Ema(module, 0.0).module if self.cut and world.first else None
+        prepare(module, config)
+        loss = distributed(
+            LossModule(self.task, module), [average.module for average in averages], config.parallel, world
+        )
+        groups = self.task.groups(module)
+        self.state = TrainState(
+            module,
+            averages[0],
+            build_optimizer(config.optimizer, groups, module),
+            others=tuple(averages[1:]),
+            scaler=LossScaler(enabled=config.precision == "float16"),
+        )
+        self.stepper = Stepper(loss, groups, self.state, config, world)
 
     def __enter__(self) -> _Loop:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.loaders.shutdown(cancel_futures=True)
-        self.metrics.close()
+        for tracker in self.trackers:
+            tracker.close()
+        if self.world.first:
+            self.metrics.close()
         self.checkpoints.close()
 
     def run(self, deadline: float | None, on_progress: OnProgress) -> Outcome:
@@ -182,14 +221,16 @@ class _Loop:
         pending: deque[Future[list[tuple[Batch, Draws]]]] = deque()
         while self.state.step < config.steps:
             now = time.monotonic()
-            if self.cancellation.requested or (deadline is not None and now > deadline):
+            over = self.cancellation.requested or (deadline is not None and now > deadline)
+            stop, due = self.world.any([over, now - saved_at > 60.0 * config.checkpoint_minutes])
+            if stop:
                 break
-            if now - saved_at > 60.0 * config.checkpoint_minutes:
+            if due:
                 self._save()
                 saved_at, saved_step = now, self.state.step
             while len(pending) < _AHEAD and self.state.step + len(pending) < config.steps:
                 pending.append(self.loaders.submit(self._load, self.state.step + len(pending)))
-            measured = self._step(pending.popleft().result())
+            measured = self._step(self.world.together(pending.popleft().result))
             on_progress(Progress(stage="train", step=self.state.step, steps=config.steps))
             if self.state.step % config.log_every == 0:
                 now = time.monotonic()
@@ -200,9 +241,9 @@ class _Loop:
                 self._validate()
         for waiting in pending:
             waiting.cancel()
-        if saved_step != self.state.step or not self.checkpoints.any():
+        if self.world.told(saved_step != self.state.step or not self.checkpoints.any()):
             self._save()
-        self.checkpoints.wait()
+        self.world.together(self.checkpoints.wait)
         return Outcome(state=self.state, finished=self.state.step >= config.steps)
 
     def _write_config(self, text: str) -> None:
@@ -210,46 +251,41 @@ class _Loop:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text, overwrite=True)
 
-    def _load(self, step: int) -> list[tuple[Batch, Draws]]:
-        """The micro-batches of a step."""
+    def _numbers(self, step: int) -> list[range]:
+        """The samples of a step's micro-batches, over all processes."""
         config = self.run_config
         size = config.batch // config.accumulate
         first = step * config.batch
-        parts = [range(first + i * size, first + (i + 1) * size) for i in range(config.accumulate)]
-        return [(self.task.load(draws), draws) for draws in (Draws(config.seed, step, part) for part in parts)]
+        return [range(first + i * size, first + (i + 1) * size) for i in range(config.accumulate)]
+
+    def _load(self, step: int) -> list[tuple[Batch, Draws]]:
+        """This process's part of the micro-batches of a step."""
+        seed = self.run_config.seed
+        parts = [Draws(seed, step, self.world.share(numbers)) for numbers in self._numbers(step)]
+        return [(self.task.load(draws), draws) for draws in parts]
 
     def _step(self, parts: Sequence[tuple[Batch, Draws]]) -> dict[str, float]:
-        """One optimiser step over micro-batches; returns what to log."""
-        config, state = self.run_config, self.state
-        rate = learning_rate(config.optimizer, state.step, config.steps)
-        set_rate(state.optimizer, rate)
-        state.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, Tensor] = {}
-        buffers = [buffer.clone() for buffer in state.module.buffers()]  # the forward pass changes those of batch norms
-        for batch, draws in parts:
-            on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-            with torch.autocast(self.device.type, DTYPES[config.precision], enabled=config.precision != "float32"):
-                loss, measured = self.task.loss(state.module, on_device, draws)
-            torch.autograd.backward(loss / len(parts))
-            for name, value in {"loss": loss, **measured}.items():
-                totals[name] = totals.get(name, 0.0) + value.detach().float() / len(parts)
-        for group in self.groups:
-            norm = nn.utils.clip_grad_norm_(group.parameters, config.clip_norm or math.inf)
-            totals[f"gradient_{group.name}"] = norm.detach()
-        values = {name: float(value) for name, value in totals.items()}
-        wrong = next((name for name, value in values.items() if not math.isfinite(value)), None)
-        if wrong:
-            for buffer, before in zip(state.module.buffers(), buffers, strict=True):
-                buffer.copy_(before)
-            self._stop(f"{wrong} is {values[wrong]}", parts)
-        state.optimizer.step()
-        state.step += 1
-        state.ema.update(state.module, state.step)
-        return {**values, "learning_rate": rate}
+        """One optimiser step, or, before one that would ruin the weights, the batch and the state on the disk."""
+        try:
+            return self.stepper.step(parts)
+        except NumericalError as error:
+            path = self._save_batch(parts)
+            self._save()
+            self.world.together(self.checkpoints.wait)
+            if not self.world.first:
+                raise PeerFailed(str(error)) from error
+            raise NumericalError(
+                f"step {self.state.step}: {error}; stopped before it, with the batch in {path} "
+                f"and a checkpoint beside it: look at the batch, or go on with a lower learning rate"
+            ) from error
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InvalidConfig(f"run.compile: torch can't compile here ({reason}): set it to false") from error
 
-    def _stop(self, problem: str, parts: Sequence[tuple[Batch, Draws]]) -> NoReturn:
-        """Before a step that would ruin the weights, with the batch and the state before it on the disk."""
-        path = self.folder / f"bad-batch-{self.state.step:08d}.safetensors"
+    def _save_batch(self, parts: Sequence[tuple[Batch, Draws]]) -> Path:
+        """This process's samples of the step."""
+        rank = f"-process-{self.world.rank}" if self.world.size > 1 else ""
+        path = self.folder / f"bad-batch-{self.state.step:08d}{rank}.safetensors"
         tensors = {name: torch.cat([batch[name] for batch, _ in parts]) for name in parts[0][0]}
         write_safetensors(
             path,
@@ -258,36 +294,70 @@ class _Loop:
             metadata={"samples": str([number for _, draws in parts for number in draws.numbers])},
             overwrite=True,
         )
-        self._save()
-        self.checkpoints.wait()
-        raise NumericalError(
-            f"step {self.state.step}: {problem}; stopped before it, with the batch in {path} "
-            f"and a checkpoint beside it: look at the batch, or go on with a lower learning rate"
-        )
+        return path
 
     def _log(self, measured: Mapping[str, float], rate: float) -> None:
+        values = dict(measured)
+        for name, tally in self.state.tallies.items():
+            values |= {f"{name}_{i}": sum_ / count for i, (sum_, count) in enumerate(tally.tolist()) if count}
+        self.state.tallies.clear()
+        if not self.world.first:
+            return
         left = (self.run_config.steps - self.state.step) * self.run_config.batch / max(rate, 1e-9)
-        self.metrics.write({"step": self.state.step, **measured})
+        self._write(values)
         logger.info(
             "step %d of %d, loss %.4f, %.1f samples/s, %.0f minutes left",
             self.state.step, self.run_config.steps, measured["loss"], rate, left / 60.0,
         )  # fmt: skip
 
+    def _write(self, values: Mapping[str, float]) -> None:
+        self.metrics.write({"step": self.state.step, **values})
+        for tracker in self.trackers:
+            tracker.write(self.state.step, values)
+
     def _validate(self) -> None:
+        averages = {"" if ema is self.state.ema else f"-ema-{ema.decay}": ema for ema in self.state.averages}
+        for name, ema in averages.items():
+            weights = {key: whole(tensor) for key, tensor in ema.module.state_dict().items()} if self.cut else {}
+            if self.shown is not None:
+                self.shown.load_state_dict(weights)
+            module = self.shown or ema.module
+            measured = self.world.together(lambda: self._measure(module, name) if self.world.first else {})  # noqa: B023
+            if not name:
+                self.score = self.world.told(measured.get("score"))
+
+    def _measure(self, module: nn.Module, name: str) -> dict[str, float]:
+        """Validate one average, whose `name` is empty for the one that is published."""
         folder = self.folder / "validation"
         folder.mkdir(exist_ok=True)
-        measured = dict(self.task.validate(self.state.ema.module, folder / f"step-{self.state.step:08d}.png"))
-        self.score = measured.get("score")
-        self.metrics.write(
-            {"step": self.state.step, **{f"validation_{name}": value for name, value in measured.items()}}
-        )
+        picture = folder / f"step-{self.state.step:08d}{name}.png"
+        measured = dict(self.task.validate(module, picture))
+        self._write({f"validation_{key}{name}": value for key, value in measured.items()})
+        for tracker in self.trackers:
+            if picture.is_file():
+                tracker.draw(self.state.step, picture)
         logger.info(
-            "step %d, validation: %s",
-            self.state.step, ", ".join(f"{name} {value:.4g}" for name, value in measured.items()),
+            "step %d, validation%s: %s",
+            self.state.step, name, ", ".join(f"{key} {value:.4g}" for key, value in measured.items()),
         )  # fmt: skip
+        return measured
 
     def _save(self) -> None:
-        self.checkpoints.save(self.state.step, self.state.snapshot(), self.values, self.score)
+        state, checkpoints = self.state, self.checkpoints
+        if self.cut:
+            checkpoints.save_parts(state.step, state.tensors(), self.values, self.score, self.world)
+        else:
+            self.world.together(self._save_first)
+
+    def _save_first(self) -> None:
+        if self.world.first:
+            self.checkpoints.save(self.state.step, self.state.snapshot(), self.values, self.score)
+
+    def _newest(self) -> Saved | None:
+        """The checkpoint that the first process finds, read by all."""
+        saved = self.checkpoints.newest() if self.world.first else None
+        path = self.world.told(saved.path if saved else None)
+        return saved if saved or path is None else read_checkpoint(path)
 
     def _resume(self, saved: Saved) -> None:
         # an option that the run's version didn't have yet had the effect of today's default
