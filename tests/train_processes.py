@@ -18,7 +18,7 @@ from torch import nn
 from sfumato.errors import NumericalError, OutputError, PeerFailed
 from sfumato.progress import Cancellation
 from sfumato.train.config import OptimizerConfig
-from sfumato.train.trainer import train
+from sfumato.train.trainer import stopping_on_signals, train
 from train_toy import ToyTask, ToyTraining, toy_config
 
 STEPS = 24
@@ -100,6 +100,12 @@ def main(folder: Path, jobs: list[str]) -> None:
             _report(folder, task, config, name)
             continue
         cancellation = Cancellation()
+        if name == "signalled":
+            run = dataclasses.replace(config.run, steps=10**6, validate_every=0)
+            config = dataclasses.replace(config, run=run)
+            with stopping_on_signals(cancellation):
+                assert not train(BlocksTask(config), config, folder / name, cancellation=cancellation).finished
+            continue
         task = BlocksTask(config, stop_at=int(steps), cancellation=cancellation)
         if name.startswith("killed"):
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, checkpoint_minutes=0.0))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 import sfumato
@@ -107,6 +108,7 @@ def theirs(config: DiffusionTraining, module: LatentDiffusion):
 def test_fifty_steps_have_the_losses_of_a_diffusers_loop(tmp_path: Path) -> None:
     """The usual training script: DDPMScheduler.add_noise, the UNet's forward, MSE, clipping, AdamW, warm-up."""
     config = configured()
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, ema_decay=0.9))
     data = Posteriors()
     task = DiffusionTask(config, data, TOKENIZER)
     torch.manual_seed(0)
@@ -118,6 +120,7 @@ def test_fifty_steps_have_the_losses_of_a_diffusers_loop(tmp_path: Path) -> None
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
     )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=0.01)
+    average = EMAModel(unet.parameters(), decay=0.9, update_after_step=-1)  # -1: the first update has LDM's decay
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10))
     expected = []
     for step in range(50):
@@ -139,6 +142,7 @@ def test_fifty_steps_have_the_losses_of_a_diffusers_loop(tmp_path: Path) -> None
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         rates.step()
+        average.step(unet.parameters())
         expected.append(loss.item())
     outcome = train(task, config, tmp_path, start=start)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -149,6 +153,11 @@ def test_fifty_steps_have_the_losses_of_a_diffusers_loop(tmp_path: Path) -> None
     assert isinstance(trained, LatentDiffusion)
     for name, parameter in unet.named_parameters():
         torch.testing.assert_close(trained.unet.get_parameter(name), parameter, atol=1e-3, rtol=0.0)
+    published = outcome.state.ema.module
+    for (name, _), shadow in zip(unet.named_parameters(), average.shadow_params, strict=True):
+        torch.testing.assert_close(published.unet.get_parameter(name), shadow, atol=1e-3, rtol=0.0)
+    tenths = [[line.get(f"error_at_noise_{i}") for i in range(10)] for line in lines]
+    assert all(sum(error is not None for error in errors) in range(1, 5) for errors in tenths)
     for name, tensor in start.text_encoder.state_dict().items():
         assert torch.equal(tensor, outcome.state.ema.module.text_encoder.state_dict()[name])
 
@@ -186,6 +195,13 @@ def test_the_caption_head_adds_its_share_and_teaches_the_text_encoder() -> None:
     assert weights == set(task.groups(module)[1].parameters)
     with pytest.raises(InvalidConfig, match="text_rate"):
         configured(caption_head=0.5)
+
+
+def test_errors_are_tallied_by_noise_level() -> None:
+    task = DiffusionTask(configured(), Posteriors(), TOKENIZER)
+    tally = task._by_noise(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0, 99, 100, 999]))
+    assert tally[[0, 1, 9]].tolist() == [[3.0, 2.0], [4.0, 1.0], [8.0, 1.0]]
+    assert float(tally.sum()) == 19.0
 
 
 def test_targets_are_diffusers() -> None:

@@ -32,6 +32,7 @@ from sfumato.train.pixels import write_sheet
 from sfumato.train.sources import DataConfig
 from sfumato.train.trainer import Batch
 
+_TENTHS = 10  # parts of the noise levels whose errors are logged apart
 _PROBES = 8  # noise levels at which a held-out sample is measured
 
 
@@ -166,11 +167,17 @@ class DiffusionTask:
         answer = module.unet(noisy, t.to(device), context).float()
         error = (answer - TARGETS[config.prediction](latents, noise, alphas)).square().mean(dim=(1, 2, 3))
         loss = (self.levels.weights[t].to(device) * error).mean()
-        measured = {"error": error.mean()}
+        measured = {"error": error.mean(), "error_at_noise": self._by_noise(error.detach(), t)}
         if module.head is not None:
             measured["unexplained"] = module.head.loss(context.float(), latents / self.config.scaling_factor, draws)
             loss = loss + self.config.caption_head * measured["unexplained"]
         return loss, measured
+
+    def _by_noise(self, error: Tensor, t: Tensor) -> Tensor:
+        """Sums and counts (10, 2) of the errors by tenths of the timesteps, the cleanest first."""
+        tenths = (t * _TENTHS // len(self.levels.alphas_cumprod)).to(error.device)
+        found = torch.zeros(_TENTHS, 2, device=error.device)
+        return found.index_add_(0, tenths, torch.stack([error, torch.ones_like(error)], dim=1))
 
     def _timesteps(self, draws: Draws) -> Tensor:
         uniform = draws.uniform("timestep")

@@ -27,9 +27,10 @@ KINDS: Mapping[str, Any] = {
 }
 
 
-def weights_of_run(folder: Path) -> dict[str, Tensor]:
-    """The averaged weights in the newest checkpoint of the run in `folder`. `ModelNotFound` where it has none."""
-    return averaged_weights(_newest(folder).tensors)
+def weights_of_run(folder: Path, decay: float | None = None) -> dict[str, Tensor]:
+    """The averaged weights in the newest checkpoint of the run in `folder`: those that are published, or those of one
+    of its `ema_decays`. `ModelNotFound` where it has none."""
+    return averaged_weights(_newest(folder).tensors, decay)
 
 
 def _newest(folder: Path) -> Saved:
