@@ -178,7 +178,8 @@ class _Loop:
         config, world = self.run_config, self.world
         self.cut = config.parallel == "fsdp" and world.size > 1
         module = (start or first_weights(self.task, config.seed)).to(world.device)
-        if config.channels_last and not self.cut:  # FSDP takes contiguous weights only
+        # FSDP takes contiguous weights only; bitsandbytes walks through memory, in which its state is contiguous
+        if config.channels_last and not self.cut and config.optimizer.kind != "adamw8bit":
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         world.spread(module)
         learned = {parameter for group in self.task.groups(module) for parameter in group.parameters}
