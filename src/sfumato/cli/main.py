@@ -25,7 +25,7 @@ from sfumato.cli.models import models
 from sfumato.cli.replay import replay
 from sfumato.cli.terminal import guarded_stdout, log_to_stderr, silence, write_error, write_traceback
 from sfumato.cli.train import train
-from sfumato.errors import SfumatoError
+from sfumato.errors import PeerFailed, SfumatoError
 
 INTERRUPTED = 130
 
@@ -104,6 +104,8 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except _UsageError as error:
         return _fail(error, _usage_message(error), 2, debug)
+    except PeerFailed as error:  # the process that failed has said why
+        return error.exit_code
     except SfumatoError as error:
         return _fail(error, str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):

@@ -85,7 +85,7 @@ KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), *_RUN_TYPES
 """What the environment and the files may set."""
 
 # Names in the environment that others than the settings read.
-_READ_ELSEWHERE = frozenset({"SFUMATO_HOME", "SFUMATO_MODEL_PATH"})
+_READ_ELSEWHERE = frozenset({"SFUMATO_HOME", "SFUMATO_MODEL_PATH", "SFUMATO_NO_KERNELS"})
 _BENCHMARKS = "SFUMATO_BENCH_"
 
 

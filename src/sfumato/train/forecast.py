@@ -73,7 +73,7 @@ def forecast(task: Task, run: RunConfig, batch: Batch) -> Forecast:
 def measured_rate(task: Task, run: RunConfig, batch: Batch, device: torch.device) -> float:
     """Samples a second of a few real optimiser steps on one micro-batch; preparing samples is not in it."""
     module = first_weights(task, run.seed).to(device).train()
-    optimizer = build_optimizer(run.optimizer, task.groups(module))
+    optimizer = build_optimizer(run.optimizer, task.groups(module), module)
     on_device = {name: tensor.to(device) for name, tensor in batch.items()}
     count = run.batch // run.accumulate
     started = 0.0
