@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench card peers clean
+.PHONY: help demo test check format bench card peers gpu-test gpu-train clean
 
 help:
 	@echo "make demo    make a picture with the embedded model and say where it is"
@@ -15,6 +15,8 @@ help:
 	@echo "make bench   the benchmarks of benchmarks/, on this machine"
 	@echo "make card    the embedded model's README.md anew, from its weights and card.toml"
 	@echo "make peers   compare the metrics with torch-fidelity, clean-fid, torchmetrics… in an environment of their own"
+	@echo "make gpu-test   the tests that need a GPU, with this machine's own python3 and torch: no environment, no download"
+	@echo "make gpu-train  train the embedded model within MINUTES=25 from the shards in EMOJI=, into RUN= and PARTS="
 	@echo "PYTHON=python3.12 chooses the interpreter; PIP_ARGS is passed to pip (an index with CPU-only torch, say)"
 
 $(BIN)/python:
@@ -68,6 +70,24 @@ $(PEERS_VENV)/.done: $(PEERS)/requirements.txt constraints.txt
 
 peers: $(PEERS_VENV)/.done
 	$(PEERS_VENV)/bin/python $(PEERS)/launch.py $(PEERS)/record.py --check
+
+# Nothing is installed on a machine with a GPU: its own python3 has a torch that fits.
+GPU_PYTHON ?= PYTHONPATH=src python3
+EMOJI ?= data/emoji
+RUN ?= runs/pocket-gpu
+PARTS ?= $(RUN)/parts
+MINUTES ?= 25
+PART_MB ?= 16
+
+gpu-test:
+	$(GPU_PYTHON) -m pytest -m gpu tests/gpu
+
+# Called again, it goes on. Whatever it got to, the newest weights are left in $(PARTS): cat them together, and untar.
+gpu-train:
+	-$(GPU_PYTHON) -m sfumato.cli.entry train recipe pocket-gpu --stage all --device cuda \
+		--data $(EMOJI) --out $(RUN) --minutes $(MINUTES)
+	mkdir -p $(PARTS)
+	tar --create --directory $(RUN) model tokenizer latents.json | split --bytes=$(PART_MB)MiB - $(PARTS)/model.tar.
 
 clean:
 	rm -rf $(VENV) $(PEERS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

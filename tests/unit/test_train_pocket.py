@@ -12,14 +12,16 @@ from made_data import LABELS, Pictures, emoji_sample
 from sfumato.data.emoji import Split, split_of, subject_of
 from sfumato.data.samples import Sample
 from sfumato.data.shard_writer import as_stored, write_shards
-from sfumato.errors import InvalidRequest
+from sfumato.errors import InvalidRequest, ModelNotFound
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
+from sfumato.pipeline.model import load_model
 from sfumato.train.autoencoder import AutoencoderTraining
 from sfumato.train.diffusion import DiffusionTraining
 from sfumato.train.pocket import Pocket
-from sfumato.train.recipes import POCKET, Recipe, Stage
+from sfumato.train.recipes import GPU_SHARES, POCKET, POCKET_GPU, Recipe, Stage
+from sfumato.train.sessions import read_sessions
 from sfumato.train.stages import weights_of_run
 from sfumato.train.text import TextTraining
 
@@ -109,6 +111,28 @@ def test_a_second_call_finds_all_done_and_changes_nothing(trained: Pocket, emoji
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of_run(again.folder / "scenes").items())
 
 
+def test_the_exported_model_loads_and_has_the_newest_decoder(trained: Pocket, tmp_path: Path) -> None:
+    trained.export(tmp_path / "model")
+    model = load_model(tmp_path / "model", name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+    decoder = trained.autoencoder().decoder.conv_out.weight
+    torch.testing.assert_close(model.autoencoder.decoder.conv_out.weight, decoder, atol=1e-3, rtol=1e-3)
+    unet = weights_of_run(trained.folder / "scenes")["unet.conv_in.weight"]
+    torch.testing.assert_close(model.unet.conv_in.weight, unet, atol=1e-3, rtol=1e-3)
+
+
+def test_hours_are_noted(trained: Pocket) -> None:
+    (session,) = read_sessions(trained.folder / "scenes")
+    assert (session.first_step, session.last_step) == (0, 2)
+    assert session.seconds > 0.0
+
+
+def test_nothing_is_exported_before_there_is_a_painter(tmp_path: Path, emoji: Path) -> None:
+    pocket = _pocket(tmp_path / "run", emoji)
+    assert not pocket.paints
+    with pytest.raises(ModelNotFound, match="diffusion"):
+        pocket.export(tmp_path / "model")
+
+
 def test_without_time_nothing_is_done(tmp_path: Path, emoji: Path) -> None:
     assert not _pocket(tmp_path / "run", emoji).train_all(minutes=0.0)
     assert not (tmp_path / "run").exists()
@@ -120,6 +144,28 @@ def test_steps_fitted_to_the_time_are_kept(tmp_path: Path, emoji: Path, monkeypa
     assert pocket.fit("autoencoder-squares", minutes=0.1) == 3
     assert pocket.fit("autoencoder-squares", minutes=5.0) == 3
     assert pocket.train("autoencoder-squares").state.step == 3
+
+
+def test_the_whole_recipe_fits_its_time_with_scenes_drawn_beforehand(
+    tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfumato.train.pocket._step_seconds", lambda *_: 60.0)
+    recipe = {name: _tiny(stage) for name, stage in POCKET_GPU.items()}
+    pocket = Pocket(
+        emoji=emoji,
+        folder=tmp_path,
+        recipe=recipe,
+        styles=("flat",),
+        processes=2,
+        encoded=12,
+        rendered=12,
+        measured=4,
+    )
+    assert set(GPU_SHARES) == set(recipe)
+    shares = dict.fromkeys(recipe, 0.01) | {"drawings": 0.03}
+    assert pocket.train_all(minutes=100.0, shares=shares)
+    assert weights_of_run(tmp_path / "scenes")
+    assert [read_sessions(tmp_path / name)[-1].last_step for name in ("words", "drawings")] == [1, 3]
 
 
 def test_an_unknown_stage_is_named(tmp_path: Path, emoji: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,17 +18,25 @@ from sfumato.errors import Cancelled, InvalidRequest
 if TYPE_CHECKING:
     from sfumato.train.recipes import Stage
 
-NAMES = ("v1-1", "v1-2", "v1-3", "v1-4", "pocket")
+NAMES = ("v1-1", "v1-2", "v1-3", "v1-4", "pocket", "pocket-gpu")
+ALL = "all"
 
 
 @with_options(options=RunOptions, planned=DryRunOptions)
 def recipe(
     options: RunOptions,
     planned: DryRunOptions,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="v1-1, v1-2, v1-3, v1-4 or pocket.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="v1-1, v1-2, v1-3, v1-4, pocket or pocket-gpu.", show_default=False)
+    ],
     stage: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Run this one, in RUN/NAME.", rich_help_panel="Run", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Run this one, in RUN/NAME; all: pocket's, as far as --minutes go, and RUN/model.",
+            rich_help_panel="Run",
+            show_default=False,
+        ),
     ] = None,
     autoencoder: Annotated[
         str | None,
@@ -46,9 +54,13 @@ def recipe(
     """
     check_choice("recipe", name, NAMES)
     stages = _stages(name)
+    pocket = name.startswith("pocket")
     if stage is not None:
-        check_choice("stage", stage, tuple(stages))
-        _run(stages, stage, options, planned, autoencoder, text_encoder)
+        check_choice("stage", stage, (*stages, ALL) if pocket else tuple(stages))
+        if pocket and not planned.dry_run:
+            _run_pocket(name, stage, options)
+        else:
+            _run(stages, stage, options, planned, autoencoder, text_encoder)
     elif planned.dry_run:
         from sfumato.cli.train_dry_run import write_recipe_forecast
 
@@ -60,10 +72,10 @@ def recipe(
 
 
 def _stages(name: str) -> Mapping[str, Stage]:
-    """Those that lead to v1-N, or all of pocket's."""
-    from sfumato.train.recipes import POCKET, V1, lineage
+    """Those that lead to v1-N, or all of another recipe's."""
+    from sfumato.train.recipes import RECIPES, V1, lineage
 
-    return POCKET if name == "pocket" else {key: V1[key] for key in lineage(V1, name)}
+    return RECIPES[name] if name in RECIPES else {key: V1[key] for key in lineage(V1, name)}
 
 
 def _document(name: str, stage: Stage) -> dict[str, object]:
@@ -107,7 +119,6 @@ def _run(
     from sfumato.cli.train_tasks import DiffusionParts, train_diffusion
     from sfumato.train.checkpoints import Checkpoints
     from sfumato.train.diffusion import DiffusionTraining
-    from sfumato.train.recipes import POCKET
     from sfumato.train.trainer import CHECKPOINTS
 
     stage = stages[name]
@@ -116,9 +127,6 @@ def _run(
         return
     if options.data is None:
         raise InvalidRequest(f"stage {name} is trained on {stage.data}, which is not part of this program: give --data")
-    if stages is POCKET:
-        _run_pocket(name, options.data, options)
-        return
     assert isinstance(stage.training, DiffusionTraining)
     start = None if stage.start is None else options.out / stage.start
     if start is not None and not Checkpoints(start / CHECKPOINTS, keep=1).any():
@@ -132,19 +140,42 @@ def _run(
     train_diffusion(stage.training, options.data, own, parts)
 
 
-def _run_pocket(name: str, emoji: Path, options: RunOptions) -> None:
-    """A stage of pocket, which finds its data, words and latents below `options.out` itself."""
+def _run_pocket(recipe_name: str, stage: str, options: RunOptions) -> None:
+    """Stages of pocket, which finds its data, words and latents below `options.out` itself."""
     from sfumato.cli.train_run import training_progress
     from sfumato.cli.train_tasks import prepare
     from sfumato.runtime import resolve_device
     from sfumato.train.pocket import Pocket
+    from sfumato.train.recipes import GPU_SHARES, RECIPES
     from sfumato.train.trainer import stopping_on_signals
 
+    if options.data is None:
+        raise InvalidRequest("pocket is trained on the emoji set: give its shards' folder as --data")
     cancellation = prepare(options)
-    pocket = Pocket(emoji=emoji, folder=options.out, device=resolve_device(options.device))
-    with stopping_on_signals(cancellation), training_progress(pocket.recipe[name].training.run.batch):
-        outcome = pocket.train(name, minutes=options.minutes, cancellation=cancellation)
-    if not outcome.finished:
-        again = f"sfumato train recipe pocket --stage {name} --data {emoji} --out {options.out}"
-        raise Cancelled(f"stopped after step {outcome.state.step}, with a checkpoint; go on with: {again}")
-    write_line(str(options.out / name))
+    on_gpu = recipe_name == "pocket-gpu"
+    pocket = Pocket(
+        emoji=options.data,
+        folder=options.out,
+        recipe=RECIPES[recipe_name],
+        device=resolve_device(options.device),
+        styles=("twemoji", "flat", "noto") if on_gpu else ("twemoji",),
+        processes=os.cpu_count() or 1 if on_gpu else 1,
+    )
+    with stopping_on_signals(cancellation), training_progress(1) as on_progress:
+        if stage == ALL:
+            finished = pocket.train_all(
+                minutes=options.minutes,
+                shares=GPU_SHARES if on_gpu else None,
+                cancellation=cancellation,
+                on_progress=on_progress,
+            )
+        else:
+            finished = pocket.train(
+                stage, minutes=options.minutes, cancellation=cancellation, on_progress=on_progress
+            ).finished
+    if stage == ALL and pocket.paints:
+        pocket.export(options.out / "model", overwrite=True)
+    if not finished:
+        again = f"sfumato train recipe {recipe_name} --stage {stage} --data {options.data} --out {options.out}"
+        raise Cancelled(f"stopped before the end, with a checkpoint; go on with: {again}")
+    write_line(str(options.out / ("model" if stage == ALL else stage)))

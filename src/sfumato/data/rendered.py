@@ -19,7 +19,7 @@ from PIL import Image
 from sfumato.data.samples import Dataset, Record, Sample
 from sfumato.data.transforms import Pixels, on_background, to_pixels
 from sfumato.errors import DataError
-from sfumato.files import atomic_folder
+from sfumato.files import atomic_folder, make_folder
 
 _PIXELS, _RECORDS = "pixels.npy", "records.jsonl"
 _CHUNK = 256
@@ -58,6 +58,7 @@ def render(dataset: Dataset, folder: Path, *, processes: int) -> Rendered:
     """Draw all of `dataset`, whose pictures must be of one size and which must survive pickling, into `folder`; what
     is there already is taken as it is. `DataError` for pictures of several sizes."""
     if not folder.is_dir():
+        make_folder(folder.parent)
         with atomic_folder(folder) as temporary:
             _write(dataset, temporary, processes)
     return Rendered(folder)

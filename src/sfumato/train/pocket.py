@@ -30,21 +30,25 @@ from sfumato.data.rendered import render
 from sfumato.data.samples import Dataset, Subset
 from sfumato.data.scenes import SceneMix, SceneSet
 from sfumato.data.transforms import Preparation, on_background
+from sfumato.errors import ModelNotFound
 from sfumato.files import atomic_folder, write_text
 from sfumato.json_files import read_object
 from sfumato.models.autoencoder import Autoencoder
-from sfumato.models.clip_text import ClipTextConfig
-from sfumato.progress import Cancellation
+from sfumato.models.clip_text import ClipText, ClipTextConfig
+from sfumato.models.unet import UNet
+from sfumato.progress import Cancellation, OnProgress, ignore
 from sfumato.prompt.bpe_training import train_tokenizer
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.autoencoder import AutoencoderTask, AutoencoderTraining
 from sfumato.train.checkpoints import Checkpoints
-from sfumato.train.diffusion import DiffusionTask, Validation
+from sfumato.train.diffusion import DiffusionTask, DiffusionTraining, LatentDiffusion, Validation
 from sfumato.train.encode import encode_moments
+from sfumato.train.export import publish_model
 from sfumato.train.latents import LatentDataset, StoredLatents
 from sfumato.train.pixels import scaled, to_bytes
 from sfumato.train.recipes import POCKET, Recipe, Training, lineage
-from sfumato.train.stages import first_module, weights_of_run
+from sfumato.train.run_card import diffusion_card
+from sfumato.train.stages import first_module, read_run, weights_of_run
 from sfumato.train.state import within
 from sfumato.train.text import TextTask, TextTraining
 from sfumato.train.toml import read_config, to_toml
@@ -61,7 +65,6 @@ EPOCH = 2**20  # scenes; more than the budget sees, so that none comes twice
 AUTOENCODER_MIX = SceneMix(single=0.7, place=0.05, count=0.1, pair=0.1, on=0.025, riding=0.025, plain=0.5)
 _WARM_STEPS, _TIMED_STEPS = 10, 30
 _WORD_SCENES = 8192  # scenes whose captions the tokenizer learns from, beside the drawings'
-RENDERED = 65_536  # pictures; 3 GB
 MIX = SceneMix(single=0.45, place=0.15, count=0.15, pair=0.2, on=0.025, riding=0.025, plain=0.5)
 
 PROMPTS = (
@@ -86,9 +89,17 @@ class Pocket:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     processes: int = 1
     encoded: int = 65_536  # scenes
+    rendered: int = 65_536  # pictures drawn beforehand at most; 3 GB
     measured: int = 1024  # scenes that decide mean and deviation of the latents
 
-    def train(self, name: str, *, minutes: float | None = None, cancellation: Cancellation | None = None) -> Outcome:
+    def train(
+        self,
+        name: str,
+        *,
+        minutes: float | None = None,
+        cancellation: Cancellation | None = None,
+        on_progress: OnProgress = ignore,
+    ) -> Outcome:
         """One stage, going on where it was stopped. `InvalidRequest` where the recipe has none of that name,
         `ModelNotFound` where the stage that it starts from hasn't been trained."""
         lineage(self.recipe, name)
@@ -102,18 +113,57 @@ class Pocket:
             device=self.device,
             minutes=minutes,
             cancellation=cancellation,
+            on_progress=on_progress,
         )
 
-    def train_all(self, *, minutes: float | None = None, cancellation: Cancellation | None = None) -> bool:
-        """All stages, or as many as fit into `minutes`; the next call goes on from there. Whether all are done."""
+    def train_all(
+        self,
+        *,
+        minutes: float | None = None,
+        shares: Mapping[str, float] | None = None,
+        cancellation: Cancellation | None = None,
+        on_progress: OnProgress = ignore,
+    ) -> bool:
+        """All stages, or as many as fit into `minutes`; the next call goes on from there. Whether all are done.
+
+        With `shares` of the minutes, each stage that hasn't begun gets the steps that fit into its own (`fit`).
+        """
         deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
         for name in self.recipe:
             left = None if deadline is None else (deadline - time.monotonic()) / 60.0
             if left is not None and left <= 0.0:
                 return False
-            if not self.train(name, minutes=left, cancellation=cancellation).finished:
+            if minutes is not None and shares is not None:
+                self.fit(name, minutes * shares[name])
+            outcome = self.train(name, minutes=left, cancellation=cancellation, on_progress=on_progress)
+            if not outcome.finished:
                 return False
         return True
+
+    def export(self, folder: Path, *, overwrite: bool = False) -> None:
+        """Write the averaged weights of the last diffusion stage that was begun, with the newest decoder, as a model
+        folder in float16. `ModelNotFound` where none was."""
+        name = self._painter
+        if name is None:
+            raise ModelNotFound(f"{self.folder}: no stage of the diffusion model was trained there")
+        run = read_run(self.folder / name)
+        assert isinstance(run.training, DiffusionTraining)
+        module = LatentDiffusion(UNet(run.training.unet), ClipText(run.training.text_encoder))
+        module.load_state_dict({key: tensor for key, tensor in run.weights.items() if not key.startswith("head.")})
+        publish_model(
+            module.eval(),
+            run.training,
+            self.autoencoder(),
+            self._tokenizer_folder,
+            folder,
+            card=diffusion_card(self.folder / name, run.training, run.step),
+            overwrite=overwrite,
+        )
+
+    @property
+    def paints(self) -> bool:
+        """Whether there is a diffusion model to export."""
+        return self._painter is not None
 
     def fit(self, name: str, minutes: float) -> int:
         """Give a stage that hasn't begun as many steps as take `minutes` on this machine, which is measured. Returns
@@ -152,8 +202,12 @@ class Pocket:
         return autoencoder
 
     @cached_property
-    def tokenizer_files(self) -> Mapping[str, str]:
-        """The tokenizer's files by name, learned once from the drawings' captions and some scenes'."""
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_folder(self._tokenizer_folder)
+
+    @property
+    def _tokenizer_folder(self) -> Path:
+        """The tokenizer's files, learned once from the drawings' captions and some scenes'."""
         folder = self.folder / "tokenizer"
         if not folder.is_dir():
             scenes = self._scenes()
@@ -163,11 +217,7 @@ class Pocket:
             with atomic_folder(folder) as temporary:
                 for name, text in train_tokenizer([*drawn, *composed], size).items():
                     (temporary / name).write_text(text, encoding="utf-8")
-        return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_files(self.tokenizer_files, folder=self.folder / "tokenizer")
+        return folder
 
     def moments(self, name: str) -> LatentDataset:
         """Encoded pictures: "drawings", "scenes" or "held-out"."""
@@ -184,10 +234,10 @@ class Pocket:
         )
 
     def _drawn(self, dataset: Dataset, name: str) -> Dataset:
-        """The same, drawn beforehand where there are processes to do so: at most `RENDERED` of it."""
+        """The same, drawn beforehand where there are processes to do so: at most `rendered` of it."""
         if self.processes == 1:
             return dataset
-        some = Subset(dataset, range(min(len(dataset), RENDERED)))
+        some = Subset(dataset, range(min(len(dataset), self.rendered)))
         return render(some, self.folder / "rendered" / name, processes=self.processes)
 
     @cached_property
@@ -210,6 +260,12 @@ class Pocket:
         """The stage's config: the recipe's, or what the stage began with where that differs."""
         training, path = self.recipe[name].training, self.folder / name / "config.toml"
         return read_config(type(training), path) if path.is_file() else training
+
+    @property
+    def _painter(self) -> str | None:
+        """The last stage of the diffusion model that has a checkpoint."""
+        names = [name for name, stage in self.recipe.items() if isinstance(stage.training, DiffusionTraining)]
+        return next((name for name in reversed(names) if self._begun(name)), None)
 
     def _begun(self, name: str) -> bool:
         return Checkpoints(self.folder / name / CHECKPOINTS, keep=1).any()

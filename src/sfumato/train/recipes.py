@@ -195,6 +195,16 @@ POCKET_GPU: Recipe = {
     "autoencoder": _larger(POCKET["autoencoder"], 64, 1e-3),
 }
 
+# How much of the time each stage gets, where the time is what's given.
+GPU_SHARES: Mapping[str, float] = {
+    "autoencoder-squares": 0.08,
+    "autoencoder-whole": 0.12,
+    "words": 0.02,
+    "drawings": 0.2,
+    "scenes": 0.4,
+    "autoencoder": 0.12,
+}
+
 RECIPES: Mapping[str, Recipe] = {"v1": V1, "pocket": POCKET, "pocket-gpu": POCKET_GPU}
 """By name."""
 

@@ -38,7 +38,9 @@ class SessionLog:
         self._clock = time.monotonic()
 
     def write(self, step: int) -> None:
-        """Note that the session has come to `step`: with each checkpoint, and at the end."""
+        """Note that the session has come to `step`: with each checkpoint, at the end. Without a step it is none."""
+        if step == self._first:
+            return
         session = Session(
             started=self._started,
             seconds=round(time.monotonic() - self._clock, 3),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sfumato.errors import InvalidConfig, NumericalError, PeerFailed
 from sfumato.files import write_text
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
+from sfumato.runtime import processor_name
 from sfumato.train.checkpoints import Checkpoints, Saved, read_checkpoint
 from sfumato.train.config import FREE, RunConfig
 from sfumato.train.draws import Draws
@@ -31,6 +32,7 @@ from sfumato.train.optimizer_step import Stepper, check_precision
 from sfumato.train.optimizers import ParameterGroup, build_optimizer
 from sfumato.train.parallel import LossModule, distributed, prepare, whole
 from sfumato.train.scaler import LossScaler
+from sfumato.train.sessions import SessionLog
 from sfumato.train.state import TrainState
 from sfumato.train.toml import from_values, to_toml, to_values
 from sfumato.train.trackers import open_trackers
@@ -171,6 +173,9 @@ class _Loop:
         if world.first:
             self._write_config(to_toml(config))
             self.metrics = MetricsLog(folder / "metrics.jsonl", after=self.state.step)
+            self.sessions = SessionLog(
+                folder, device=processor_name(world.device), devices=world.size, step=self.state.step
+            )
         self.trackers = open_trackers(config.run, folder, self.values, after=self.state.step) if world.first else []
 
     def _build(self, start: nn.Module | None) -> None:
@@ -245,6 +250,8 @@ class _Loop:
         if self.world.told(saved_step != self.state.step or not self.checkpoints.any()):
             self._save()
         self.world.together(self.checkpoints.wait)
+        if self.world.first:
+            self.sessions.write(self.state.step)
         return Outcome(state=self.state, finished=self.state.step >= config.steps)
 
     def _write_config(self, text: str) -> None:
@@ -349,6 +356,8 @@ class _Loop:
             checkpoints.save_parts(state.step, state.tensors(), self.values, self.score, self.world)
         else:
             self.world.together(self._save_first)
+        if self.world.first:
+            self.sessions.write(self.state.step)
 
     def _save_first(self) -> None:
         if self.world.first:
