@@ -55,11 +55,10 @@ def _autoencoder(
     run: RunWeights, out: Path, vae: str | None, tokenizer: str | None, dtype: Any, overwrite: bool
 ) -> None:
     from sfumato.cli.autoencoders import load_autoencoder
-    from sfumato.cli.train_parts import published
     from sfumato.train.export import publish_autoencoder
 
     _refuse(vae=vae, tokenizer=tokenizer)
-    publish_autoencoder(load_autoencoder(published(str(run.folder))), out, dtype=dtype, overwrite=overwrite)
+    publish_autoencoder(load_autoencoder(str(run.folder)), out, dtype=dtype, overwrite=overwrite)
 
 
 def _diffusion(run: RunWeights, out: Path, vae: str | None, tokenizer: str | None, dtype: Any, overwrite: bool) -> None:

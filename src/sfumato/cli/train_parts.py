@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from sfumato.models.autoencoder import Autoencoder
 
 V1 = "v1"
-MODEL = "model"  # within a run's folder: what it publishes
 
 
 def run_weights(name: str) -> Mapping[str, Tensor] | None:
@@ -58,12 +57,6 @@ def clip_weights(name: str) -> Mapping[str, Tensor]:
     return dict(Retriever.from_folder(user_path(name)).model.state_dict()) if found is None else found
 
 
-def published(name: str) -> str:
-    """What a run of the autoencoder has published, whose latents are of unit variance; any other name as it is."""
-    model = user_path(name) / MODEL
-    return str(model) if (model / "config.json").is_file() else name
-
-
 def autoencoder_for(name: str | None, start: str | None, run: Path) -> Autoencoder:
     """The one that is named, else the run's own, else that of the model the run starts from."""
     from sfumato.cli.autoencoders import load_autoencoder
@@ -72,7 +65,7 @@ def autoencoder_for(name: str | None, start: str | None, run: Path) -> Autoencod
     from sfumato.train.trainer import CONFIG
 
     if name is not None:
-        return load_autoencoder(published(name))
+        return load_autoencoder(name)
     kept = kept_autoencoder(run)
     if kept is not None:
         return kept

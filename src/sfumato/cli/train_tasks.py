@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sfumato.cli.autoencoders import PUBLISHED
 from sfumato.cli.progress_bar import tracking
 from sfumato.cli.train_parts import (
-    MODEL,
     autoencoder_for,
     autoencoder_weights,
     clip_weights,
@@ -83,8 +83,8 @@ def train_autoencoder(training: AutoencoderTraining, data: Path, options: RunOpt
         autoencoder = module.autoencoder.cpu()
         if training.model.quant_conv:  # so that the scaling factor makes latents of unit variance, as a UNet wants them
             whiten(autoencoder, channel_statistics(autoencoder, _crops(task, training)))
-        publish_autoencoder(autoencoder, options.out / MODEL, dtype=torch.float32, overwrite=True)
-        return options.out / MODEL
+        publish_autoencoder(autoencoder, options.out / PUBLISHED, dtype=torch.float32, overwrite=True)
+        return options.out / PUBLISHED
 
     with stopping_on_signals(cancellation):
         conduct(
@@ -128,11 +128,11 @@ def train_diffusion(training: DiffusionTraining, data: Path, options: RunOptions
                 training,
                 autoencoder.cpu(),
                 tokenizer_folder(options.out),
-                options.out / MODEL,
+                options.out / PUBLISHED,
                 card=diffusion_card(options.out, training, training.run.steps),
                 overwrite=True,
             )
-            return options.out / MODEL
+            return options.out / PUBLISHED
 
         autoencoder.to(device)
         conduct(
@@ -164,8 +164,8 @@ def train_clip(
 
     def publish(module: nn.Module) -> Path:
         assert isinstance(module, Clip)
-        publish_clip(module, tokenizer_folder(options.out), options.out / MODEL, overwrite=True)
-        return options.out / MODEL
+        publish_clip(module, tokenizer_folder(options.out), options.out / PUBLISHED, overwrite=True)
+        return options.out / PUBLISHED
 
     with stopping_on_signals(cancellation):
         conduct(
