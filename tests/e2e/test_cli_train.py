@@ -126,8 +126,9 @@ def test_a_run_publishes_a_model_that_paints_here_and_in_diffusers(made: Path) -
     difference = np.abs(np.asarray(ours).astype(float) - 255.0 * picture).max()
     assert difference <= 1.5  # rounding to bytes, and the last bits of float16 weights
     text = (model / "README.md").read_text()
-    assert "| samples seen | 8 |" in text
-    assert "Training data" in text
+    row = next(line for line in text.splitlines() if line.startswith("| painter |"))
+    assert " 4 | 2 | 8 | " in row  # steps, batch, pictures seen
+    assert "unknown" in text
 
 
 def test_a_run_keeps_sheets_numbers_and_its_config(made: Path) -> None:
@@ -167,6 +168,8 @@ def test_a_run_goes_on_where_it_was(cli: Cli, folder: Path, made: Path) -> None:
     document = json.loads(outcome.out)
     assert (document["step"], document["finished"], document["model"]) == (4, True, "run/model")
     for name in files_in(folder / "run" / "model"):
+        if Path(name).name in ("README.md", "card.toml"):  # they say how long it took
+            continue
         assert (folder / "run" / "model" / name).read_bytes() == (made / "painter" / "model" / name).read_bytes()
 
 

@@ -63,12 +63,12 @@ def _autoencoder(
 
 def _diffusion(run: RunWeights, out: Path, vae: str | None, tokenizer: str | None, dtype: Any, overwrite: bool) -> None:
     from sfumato.cli.autoencoders import load_autoencoder
+    from sfumato.cli.train_parts import write_card_of_run
     from sfumato.models.clip_text import ClipText
     from sfumato.models.unet import UNet
     from sfumato.train.companions import kept_autoencoder, tokenizer_folder
     from sfumato.train.diffusion import DiffusionTraining, LatentDiffusion
     from sfumato.train.export import publish_model
-    from sfumato.train.run_card import diffusion_card
 
     training = run.training
     assert isinstance(training, DiffusionTraining)
@@ -83,10 +83,10 @@ def _diffusion(run: RunWeights, out: Path, vae: str | None, tokenizer: str | Non
         autoencoder,
         tokenizer_folder(run.folder) if tokenizer is None else Path(tokenizer),
         out,
-        card=diffusion_card(run.folder, training, run.step),
         dtype=dtype,
         overwrite=overwrite,
     )
+    write_card_of_run(run.folder, out)
 
 
 def _clip(run: RunWeights, out: Path, vae: str | None, tokenizer: str | None, dtype: Any, overwrite: bool) -> None:

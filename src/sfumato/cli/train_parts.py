@@ -129,3 +129,11 @@ def _of_model(name: str, parts: tuple[str, ...]) -> Mapping[str, Tensor]:
             fill(part.module, part.entries, part.checkpoint, dtype=torch.float32)
             weights |= {f"{part_name}.{key}": tensor for key, tensor in part.module.state_dict().items()}
     return weights
+
+
+def write_card_of_run(run: Path, model: Path) -> None:
+    """README.md and card.toml of a model that a run has made: what the run knows, the rest named as unknown."""
+    from sfumato.report.card import write_card
+    from sfumato.report.card_run import facts_of_run
+
+    write_card(model, facts_of_run(run, name=run.resolve().name), overwrite=True)

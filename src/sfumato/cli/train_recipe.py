@@ -142,6 +142,8 @@ def _run(
 
 def _run_pocket(recipe_name: str, stage: str, options: RunOptions) -> None:
     """Stages of pocket, which finds its data, words and latents below `options.out` itself."""
+    from sfumato.cli.autoencoders import PUBLISHED
+    from sfumato.cli.train_parts import write_card_of_run
     from sfumato.cli.train_run import training_progress
     from sfumato.cli.train_tasks import prepare
     from sfumato.runtime import resolve_device
@@ -174,8 +176,9 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions) -> None:
                 stage, minutes=options.minutes, cancellation=cancellation, on_progress=on_progress
             ).finished
     if stage == ALL and pocket.paints:
-        pocket.export(options.out / "model", overwrite=True)
+        run = pocket.export(options.out / PUBLISHED, overwrite=True)
+        write_card_of_run(run, options.out / PUBLISHED)
     if not finished:
         again = f"sfumato train recipe {recipe_name} --stage {stage} --data {options.data} --out {options.out}"
         raise Cancelled(f"stopped before the end, with a checkpoint; go on with: {again}")
-    write_line(str(options.out / ("model" if stage == ALL else stage)))
+    write_line(str(options.out / (PUBLISHED if stage == ALL else stage)))

@@ -78,7 +78,7 @@ def conduct(
 
 
 def _write_outcome(outcome: Outcome, config: TaskConfig, options: RunOptions, model: Path | None, again: str) -> None:
-    from sfumato.train.run_card import last_metrics
+    from sfumato.train.metrics import last_metrics
 
     if not options.as_json:
         write_line(str(options.out if model is None else model))

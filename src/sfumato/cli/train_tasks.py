@@ -18,6 +18,7 @@ from sfumato.cli.train_parts import (
     diffusion_weights,
     text_encoder_weights,
     tokenizer_files,
+    write_card_of_run,
 )
 from sfumato.cli.train_run import conduct, is_first_process
 from sfumato.errors import InvalidConfig
@@ -32,7 +33,6 @@ from sfumato.train.draws import Draws
 from sfumato.train.export import publish_autoencoder, publish_clip, publish_model
 from sfumato.train.latent_sources import Latents, check_shape, encoded_before, encoded_now, is_encoded
 from sfumato.train.pixels import scaled
-from sfumato.train.run_card import diffusion_card
 from sfumato.train.sources import differently_called, open_pictures, spread
 from sfumato.train.trainer import stopping_on_signals
 from sfumato.train.whitening import channel_statistics, whiten
@@ -129,9 +129,9 @@ def train_diffusion(training: DiffusionTraining, data: Path, options: RunOptions
                 autoencoder.cpu(),
                 tokenizer_folder(options.out),
                 options.out / PUBLISHED,
-                card=diffusion_card(options.out, training, training.run.steps),
                 overwrite=True,
             )
+            write_card_of_run(options.out, options.out / PUBLISHED)
             return options.out / PUBLISHED
 
         autoencoder.to(device)

@@ -1,6 +1,6 @@
 """What a run has trained as folders that other programs load: a whole model, an autoencoder, a retriever.
 
-Each appears whole or not at all, with a README.md that says how it was made and leaves room for what only people know.
+Each appears whole or not at all. The model's card is written by what knows more than a run does (`sfumato.report`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from sfumato.train.diffusion import DiffusionTraining, LatentDiffusion
 from sfumato.train.noise_levels import NoiseConfig
 from sfumato.train.publish import publish
 from sfumato.weights.mapper import Layout
-
-README = "README.md"
 
 
 def scheduler_config(noise: NoiseConfig) -> dict[str, Any]:
@@ -58,11 +56,10 @@ def publish_model(
     tokenizer: Path,
     folder: Path,
     *,
-    card: str,
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,
 ) -> None:
-    """A whole model as a diffusers folder: unet, vae, text_encoder, tokenizer, scheduler, index and README.
+    """A whole model as a diffusers folder: unet, vae, text_encoder, tokenizer, scheduler and index.
 
     `tokenizer` is the folder its files are copied from. Raises `OutputError` where the folder can't be written or isn't
     empty.
@@ -81,7 +78,6 @@ def publish_model(
         (temporary / "scheduler").mkdir()
         _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
         _write_json(temporary / "model_index.json", model_index(scheduler))
-        write_text(temporary / README, card)
 
 
 def publish_autoencoder(
@@ -120,19 +116,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             (folder / name).write_bytes((source / name).read_bytes())
-
-
-def card_stub(title: str, facts: Mapping[str, object]) -> str:
-    """A model card's beginning: what the run knows, and the questions that it can't answer."""
-    rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-    return (
-        f"# {title}\n\n"
-        "Trained with sfumato. What follows is known from the run; the rest is for its maker to write.\n\n"
-        f"| | |\n|---|---|\n{rows}\n"
-        "## Training data\nWhich pictures, from where, under which licences?\n\n"
-        "## Use and limits\nWhat is it for, what can't it do, what must it not be used for?\n\n"
-        "## Evaluation\nHow good is it, measured how, beside what?\n"
-    )
 
 
 def _preprocessor(side: int) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from sfumato.files import write_text
 
+METRICS = "metrics.jsonl"  # within a run's folder
+
 
 class MetricsLog:
     """Appends to `path`, after dropping lines of steps beyond `after`: those will be computed again."""
@@ -24,6 +26,16 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def last_metrics(run: Path) -> dict[str, float]:
+    """The newest number of each name in a run's metrics; none where it has no such file."""
+    values: dict[str, float] = {}
+    path = run / METRICS
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            values |= json.loads(line)
+    return values
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

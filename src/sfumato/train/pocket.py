@@ -47,7 +47,6 @@ from sfumato.train.export import publish_model
 from sfumato.train.latents import LatentDataset, StoredLatents
 from sfumato.train.pixels import scaled, to_bytes
 from sfumato.train.recipes import POCKET, Recipe, Training, lineage
-from sfumato.train.run_card import diffusion_card
 from sfumato.train.stages import first_module, read_run, weights_of_run
 from sfumato.train.state import within
 from sfumato.train.text import TextTask, TextTraining
@@ -140,9 +139,9 @@ class Pocket:
                 return False
         return True
 
-    def export(self, folder: Path, *, overwrite: bool = False) -> None:
+    def export(self, folder: Path, *, overwrite: bool = False) -> Path:
         """Write the averaged weights of the last diffusion stage that was begun, with the newest decoder, as a model
-        folder in float16. `ModelNotFound` where none was."""
+        folder in float16. Returns that stage's run. `ModelNotFound` where none was."""
         name = self._painter
         if name is None:
             raise ModelNotFound(f"{self.folder}: no stage of the diffusion model was trained there")
@@ -156,9 +155,9 @@ class Pocket:
             self.autoencoder(),
             self._tokenizer_folder,
             folder,
-            card=diffusion_card(self.folder / name, run.training, run.step),
             overwrite=overwrite,
         )
+        return self.folder / name
 
     @property
     def paints(self) -> bool:

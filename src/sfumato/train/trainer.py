@@ -25,7 +25,7 @@ from sfumato.train.checkpoints import Checkpoints, Saved, read_checkpoint
 from sfumato.train.config import FREE, RunConfig
 from sfumato.train.draws import Draws
 from sfumato.train.ema import Ema
-from sfumato.train.metrics import MetricsLog
+from sfumato.train.metrics import METRICS, MetricsLog
 from sfumato.train.optimizer_step import DTYPES as DTYPES
 from sfumato.train.optimizer_step import Batch as Batch
 from sfumato.train.optimizer_step import Stepper, check_precision
@@ -172,7 +172,7 @@ class _Loop:
         self.loaders = ThreadPoolExecutor(config.run.workers, thread_name_prefix="samples")
         if world.first:
             self._write_config(to_toml(config))
-            self.metrics = MetricsLog(folder / "metrics.jsonl", after=self.state.step)
+            self.metrics = MetricsLog(folder / METRICS, after=self.state.step)
             self.sessions = SessionLog(
                 folder, device=processor_name(world.device), devices=world.size, step=self.state.step
             )
