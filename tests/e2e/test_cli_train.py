@@ -343,6 +343,14 @@ def test_a_recipe_is_shown_and_runs_as_a_graph(cli: Cli, made: Path) -> None:
     no_stage = cli("train", "recipe", "v1-1", "--stage", "v1-1", "--data", str(made / "pictures"), "--out", "runs")
     assert "starts from v1-1-256" in no_stage.errors[0]
     assert cli("train", "recipe", "v1-9").code == 2
+    outcome = cli(
+        "train", "recipe", "pocket", "--stage", "all", "--data", "emoji", "--out", "p", "--minutes", "0", *CPU
+    )
+    assert (outcome.code, outcome.lines) == (0, ["p"])
+    assert "the time is over before the end" in outcome.err
+    without = cli("train", "recipe", "pocket", "--stage", "all", "--out", "p")
+    assert (without.code, len(without.errors)) == (2, 1)
+    assert "--data" in without.errors[0]
 
 
 def test_a_recipe_dry_run_has_the_published_anchors(cli: Cli) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.cli.option_groups import with_options
-from sfumato.cli.terminal import literal, stdout_console, table, write_json, write_line
+from sfumato.cli.terminal import literal, stdout_console, table, write_json, write_line, write_note
 from sfumato.cli.train_options import DryRunOptions, RunOptions
 from sfumato.diffusion.catalog import check_choice
 from sfumato.errors import Cancelled, InvalidRequest
@@ -179,6 +179,10 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions) -> None:
         run = pocket.export(options.out / PUBLISHED, overwrite=True)
         write_card_of_run(run, options.out / PUBLISHED)
     if not finished:
-        again = f"sfumato train recipe {recipe_name} --stage {stage} --data {options.data} --out {options.out}"
-        raise Cancelled(f"stopped before the end, with a checkpoint; go on with: {again}")
-    write_line(str(options.out / (PUBLISHED if stage == ALL else stage)))
+        again = (
+            f"go on with: sfumato train recipe {recipe_name} --stage {stage} --data {options.data} --out {options.out}"
+        )
+        if cancellation.requested:
+            raise Cancelled(f"stopped before the end, with a checkpoint; {again}")
+        write_note(f"the time is over before the end, with a checkpoint; {again}")
+    write_line(str(options.out / (stage if stage != ALL else PUBLISHED if pocket.paints else "")))
