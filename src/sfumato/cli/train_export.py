@@ -64,21 +64,17 @@ def _autoencoder(
 def _diffusion(run: RunWeights, out: Path, vae: str | None, tokenizer: str | None, dtype: Any, overwrite: bool) -> None:
     from sfumato.cli.autoencoders import load_autoencoder
     from sfumato.cli.train_parts import write_card_of_run
-    from sfumato.models.clip_text import ClipText
-    from sfumato.models.unet import UNet
     from sfumato.train.companions import kept_autoencoder, tokenizer_folder
-    from sfumato.train.diffusion import DiffusionTraining, LatentDiffusion
+    from sfumato.train.diffusion import DiffusionTraining, trained_networks
     from sfumato.train.export import publish_model
 
     training = run.training
     assert isinstance(training, DiffusionTraining)
-    module = LatentDiffusion(UNet(training.unet), ClipText(training.text_encoder))
-    module.load_state_dict({name: tensor for name, tensor in run.weights.items() if not name.startswith("head.")})
     autoencoder = kept_autoencoder(run.folder) if vae is None else load_autoencoder(vae)
     if autoencoder is None:
         raise ModelNotFound(f"{run.folder} keeps no autoencoder: give --vae MODEL")
     publish_model(
-        module.eval(),
+        trained_networks(training, run.weights),
         training,
         autoencoder,
         tokenizer_folder(run.folder) if tokenizer is None else Path(tokenizer),

@@ -79,6 +79,13 @@ class LatentDiffusion(nn.Module):
         self.unet, self.text_encoder, self.head = unet, text_encoder, head
 
 
+def trained_networks(config: DiffusionTraining, weights: Mapping[str, Tensor]) -> LatentDiffusion:
+    """The networks with a run's weights, ready to paint, without the head that only training has."""
+    module = LatentDiffusion(UNet(config.unet), ClipText(config.text_encoder))
+    module.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith("head.")})
+    return module.eval()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
     """What is measured and drawn while training: samples held out, prompts, and the way from latents (B, C, h, w),

@@ -34,21 +34,20 @@ from sfumato.errors import ModelNotFound
 from sfumato.files import atomic_folder, write_text
 from sfumato.json_files import read_object
 from sfumato.models.autoencoder import Autoencoder
-from sfumato.models.clip_text import ClipText, ClipTextConfig
-from sfumato.models.unet import UNet
+from sfumato.models.clip_text import ClipTextConfig
 from sfumato.progress import Cancellation, OnProgress, ignore
 from sfumato.prompt.bpe_training import train_tokenizer
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.autoencoder import AutoencoderTask, AutoencoderTraining
+from sfumato.train.autoencoder_run import autoencoder_of_run
 from sfumato.train.checkpoints import Checkpoints
-from sfumato.train.diffusion import DiffusionTask, DiffusionTraining, LatentDiffusion, Validation
+from sfumato.train.diffusion import DiffusionTask, DiffusionTraining, Validation, trained_networks
 from sfumato.train.encode import encode_moments
 from sfumato.train.export import publish_model
 from sfumato.train.latents import LatentDataset, StoredLatents
 from sfumato.train.pixels import scaled, to_bytes
 from sfumato.train.recipes import POCKET, Recipe, Training, lineage
 from sfumato.train.stages import first_module, read_run, weights_of_run
-from sfumato.train.state import within
 from sfumato.train.text import TextTask, TextTraining
 from sfumato.train.toml import read_config, to_toml
 from sfumato.train.trainer import CHECKPOINTS, Outcome, Task, train
@@ -147,10 +146,8 @@ class Pocket:
             raise ModelNotFound(f"{self.folder}: no stage of the diffusion model was trained there")
         run = read_run(self.folder / name)
         assert isinstance(run.training, DiffusionTraining)
-        module = LatentDiffusion(UNet(run.training.unet), ClipText(run.training.text_encoder))
-        module.load_state_dict({key: tensor for key, tensor in run.weights.items() if not key.startswith("head.")})
         publish_model(
-            module.eval(),
+            trained_networks(run.training, run.weights),
             run.training,
             self.autoencoder(),
             self._tokenizer_folder,
@@ -181,12 +178,12 @@ class Pocket:
         """The one whose latents the diffusion model knows, with the newest decoder there is."""
         if not self._begun(DECODER):
             return self.latent_autoencoder
-        return _loaded(self.recipe[DECODER].training, weights_of_run(self.folder / DECODER))
+        return autoencoder_of_run(self.folder / DECODER)
 
     @cached_property
     def latent_autoencoder(self) -> Autoencoder:
         """The autoencoder as it was when its encoder was left alone, with latents of zero mean and unit variance."""
-        autoencoder = _loaded(self.recipe[LATENTS].training, weights_of_run(self.folder / LATENTS))
+        autoencoder = autoencoder_of_run(self.folder / LATENTS)
         path = self.folder / "latents.json"
         if path.is_file():
             values = read_object(path)
@@ -311,14 +308,6 @@ def held_out_pictures(emoji: EmojiSet, count: int) -> list[Image.Image]:
         wanted = count // 2
         found += [subjects[i * len(subjects) // wanted] for i in range(wanted)]
     return [on_background(emoji.sample(subject.index).picture) for subject in found]
-
-
-def _loaded(training: Training, weights: Mapping[str, Tensor]) -> Autoencoder:
-    """The autoencoder among an autoencoder run's weights."""
-    assert isinstance(training, AutoencoderTraining)
-    autoencoder = Autoencoder(training.model).eval().requires_grad_(False)
-    autoencoder.load_state_dict(within(weights, "autoencoder."))
-    return autoencoder
 
 
 def _within_task(autoencoder: Autoencoder) -> dict[str, Tensor]:

@@ -56,11 +56,11 @@ class TrainState:
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Inverse of `snapshot`. `CheckpointError` where names or shapes are not this model's."""
-        _fill(self.module, within(tensors, _MODEL))
+        _fill(self.module, _within(tensors, _MODEL))
         for prefix, ema in self._prefixes().items():
-            _fill(ema.module, within(tensors, prefix))
+            _fill(ema.module, _within(tensors, prefix))
         slots: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in within(tensors, _OPTIMIZER).items():
+        for name, tensor in _within(tensors, _OPTIMIZER).items():
             parameter_name, _, slot = name.rpartition(".")
             slots.setdefault(parameter_name, {})[slot] = tensor
         self.optimizer.state.clear()
@@ -69,7 +69,7 @@ class TrainState:
                 self.optimizer.state[parameter] = {
                     slot: _like(tensor, parameter, slot) for slot, tensor in slots[name].items()
                 }
-        self.tallies = {name: tensor.clone() for name, tensor in within(tensors, _TALLY).items()}
+        self.tallies = {name: tensor.clone() for name, tensor in _within(tensors, _TALLY).items()}
         self.scaler.restore(tensors)
         self.step = step
 
@@ -83,10 +83,10 @@ class TrainState:
 def averaged_weights(tensors: Mapping[str, Tensor], decay: float | None = None) -> dict[str, Tensor]:
     """The averaged weights among a checkpoint's tensors, by their names in the module: those that are published, or
     those of one of the run's `ema_decays`."""
-    return within(tensors, _EMA if decay is None else _prefix(decay))
+    return _within(tensors, _EMA if decay is None else _prefix(decay))
 
 
-def within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
