@@ -75,7 +75,7 @@ def destination(
     path, is_folder = _place(out)
     suffix, usual = (picture_suffix(f".{name.lstrip('.')}") if name else None for name in (format, preferred))
     if is_folder:
-        _check_writable(path)
+        check_writable(path)
         return Destination(folder=path, file=None, suffix=suffix or usual or ".png", overwrite=overwrite)
     chosen = picture_suffix(path.suffix)
     if suffix is not None and suffix != chosen:
@@ -83,8 +83,8 @@ def destination(
     if pictures > 1:
         raise InvalidRequest(f"out {out!r} is one file, but {pictures} pictures are to be made: give a folder")
     for file in (path, path.with_stem(f"{path.stem}-sheet"))[: 1 + sheet]:
-        _check_free(file, overwrite)
-    _check_writable(path.parent)
+        check_free(file, overwrite)
+    check_writable(path.parent)
     return Destination(folder=path.parent, file=path, suffix=chosen, overwrite=overwrite)
 
 
@@ -98,13 +98,13 @@ def animation_destination(out: str, *, fps: float, overwrite: bool) -> Destinati
     if suffix not in ANIMATED:
         raise InvalidRequest(f"animations can't be written as {path.suffix!r}: use {', '.join(ANIMATED)}")
     if not is_folder:
-        _check_free(path, overwrite)
+        check_free(path, overwrite)
     if not 0.1 <= fps <= 100:
         raise InvalidRequest(f"fps {fps:g} must be from 0.1 to 100")
     if suffix == ".mp4":
         require("av", extra="video")
     folder = path if is_folder else path.parent
-    _check_writable(folder)
+    check_writable(folder)
     return Destination(folder=folder, file=None if is_folder else path, suffix=suffix, overwrite=overwrite)
 
 
@@ -129,17 +129,18 @@ def _save_free(data: bytes, folder: Path, seed: int, words: str, suffix: str) ->
         return path
 
 
-def _check_free(file: Path, overwrite: bool) -> None:
+def check_free(file: Path, overwrite: bool) -> None:
+    """Refuse now, and not when the work is done, a file that is there already. Raises `OutputError`."""
     if not overwrite and os.path.lexists(file):
         raise OutputError(f"{file}: already exists: pass --overwrite to replace it, or choose another name")
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Find out now what would only come out when the picture is finished. Nothing is made here."""
     nearest = folder
     while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
-        raise OutputError(f"{nearest}: is a file, so no pictures can be put into {folder}: choose another folder")
+        raise OutputError(f"{nearest}: is a file, so nothing can be put into {folder}: choose another folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise OutputError(f"{nearest}: no permission to write there, or read-only: choose another folder")

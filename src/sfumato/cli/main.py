@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import sfumato
+from sfumato.cli.bench import bench
 from sfumato.cli.card import card
 from sfumato.cli.convert import convert
 from sfumato.cli.data import data
@@ -63,6 +64,7 @@ def sfumato_command(
 
 
 _PICTURES, _UNDERSTAND, _MODELS, _TRAIN, _REPORT = "Pictures", "Understand", "Models", "Train", "Report"
+_MACHINE = "This machine"
 
 app.command(rich_help_panel=_PICTURES)(generate)
 app.command(rich_help_panel=_PICTURES)(grid)
@@ -78,6 +80,7 @@ app.add_typer(data, name="data", rich_help_panel=_TRAIN)
 app.add_typer(train, name="train", rich_help_panel=_TRAIN)
 app.command(rich_help_panel=_REPORT)(card)
 app.command(rich_help_panel=_REPORT)(emissions)
+app.command(rich_help_panel=_MACHINE)(bench)
 
 
 def main() -> NoReturn:

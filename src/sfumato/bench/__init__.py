@@ -1,0 +1,1 @@
+"""Our engines and presets beside other programs on this machine: `sfumato bench`."""

@@ -1,0 +1,192 @@
+"""The benchmark itself: everyone loads, then they take turns, A B C, A B C …, each in its own process."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfumato.bench.contenders import Contender
+from sfumato.bench.plan import Plan, What
+from sfumato.bench.processes import ContenderFailed, Worker, answers_folder, worker
+from sfumato.bench.worker import MACHINE
+from sfumato.runtime import logger
+
+_CALM = 0.3  # seconds between turns: threads that are done may spin for a while
+_BLOCK = 16 * 2**20
+
+OnTurn = Callable[[str], None]
+"""Told what happens next, in a few words."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """What was seen of one contender. `why_not` says why nothing was. Seconds are lists, one a round; memory is bytes.
+
+    `error` is the relative difference of its first step's answer to the first contender's. `runs` is what computed.
+    """
+
+    contender: Contender
+    why_not: str = ""
+    runs: str = ""
+    dtype: str = ""
+    imports: list[float] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+    first_step: list[float] = field(default_factory=list)
+    seconds: dict[What, list[float]] = field(default_factory=dict)
+    processor_seconds: dict[What, list[float]] = field(default_factory=dict)
+    peak: int | None = None
+    private: int | None = None
+    device_peak: int | None = None
+    error: float | None = None
+
+    def median(self, what: What) -> float | None:
+        """Seconds of the middle round; None where it wasn't measured."""
+        found = self.seconds.get(what)
+        return statistics.median(found) if found else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """All rows in the contenders' order. `operations` are those of one step and one decode, `gemm` the best GFLOP/s of
+    a matrix product that was seen between the turns, by dtype."""
+
+    plan: Plan
+    machine: dict[str, Any]
+    operations: dict[str, int]
+    gemm: dict[str, float]
+    rows: list[Row]
+    fresh: bool
+
+    @property
+    def first(self) -> Row | None:
+        """Whom the others are compared with: the first who ran."""
+        return next((row for row in self.rows if not row.why_not), None)
+
+    def ratio(self, row: Row, what: What) -> float | None:
+        """Its time over the first's: the median of the rounds' ratios, which a machine that slows down leaves alone."""
+        first = self.first
+        if first is None or not row.seconds.get(what) or not first.seconds.get(what):
+            return None
+        pairs = zip(row.seconds[what], first.seconds[what], strict=False)
+        return statistics.median(own / theirs for own, theirs in pairs)
+
+    def gflops(self, row: Row) -> float | None:
+        """Operations of the plain network a second, in its guided steps."""
+        seconds = row.median("step")
+        return self.operations["step"] / seconds / 1e9 if seconds else None
+
+    def share_of_peak(self, row: Row) -> float | None:
+        """Of what a matrix product of the same dtype reaches here."""
+        gflops, peak = self.gflops(row), self.gemm.get(row.dtype)
+        return gflops / peak if gflops and peak else None
+
+
+def measure(plan: Plan, contenders: Sequence[Contender], model: Path, *, on_turn: OnTurn = lambda _: None) -> Results:
+    """Measure the contenders on the model at that path.
+
+    One that isn't installed, or fails, has a row that says why, and the others go on. Raises `ContenderFailed` where
+    the machine itself can't be measured.
+    """
+    on_turn("reading the model once, so that all find it in the file cache")
+    _warm(model)
+    rows = [Row(contender=contender, why_not=contender.missing()) for contender in contenders]
+    fresh = plan.fresh if plan.fresh is not None else _too_large(model, len(rows))
+    with answers_folder() as answers, contextlib.ExitStack() as everyone:
+        on_turn("measuring the machine")
+        machine = everyone.enter_context(worker(MACHINE, plan, model, answers / MACHINE))
+        gemm: dict[str, float] = {}
+        workers: dict[str, Worker] = {}
+        for number in range(plan.rounds):
+            for row in rows:
+                if row.why_not:
+                    continue
+                on_turn(f"round {number + 1} of {plan.rounds}: {row.contender.name}")
+                with contextlib.ExitStack() as only_now:
+                    _turn(row, plan, model, answers, workers, only_now if fresh else everyone)
+                    if fresh:
+                        workers.pop(row.contender.name, None)
+                if not row.why_not:
+                    time.sleep(_CALM)
+                    best = machine.ask("gemm", row.dtype)["gflops"]
+                    gemm[row.dtype] = max(best, gemm.get(row.dtype, 0.0))
+        _compare(rows, answers)
+        facts = dict(machine.first)
+        return Results(plan=plan, machine=facts, operations=facts.pop("operations"), gemm=gemm, rows=rows, fresh=fresh)
+
+
+def _turn(
+    row: Row, plan: Plan, model: Path, answers: Path, workers: dict[str, Worker], stack: contextlib.ExitStack
+) -> None:
+    """One contender's turn in one round; it loads first where it isn't there."""
+    name = row.contender.name
+    try:
+        if name not in workers:
+            workers[name] = stack.enter_context(worker(name, plan, model, answers / f"{name}.npy"))
+            _note_load(row, workers[name].first)
+        for what, count in (("step", plan.steps), ("decode", None), ("image", plan.image_steps)):
+            if what in plan.what:
+                answer = workers[name].ask(what, count)
+                row.seconds.setdefault(what, []).append(answer["seconds"])
+                row.processor_seconds.setdefault(what, []).append(answer["processor_seconds"])
+                _note_memory(row, answer)
+    except ContenderFailed as error:
+        row.why_not = str(error)
+        logger.warning("contender %s: %s", name, error)
+
+
+def _note_load(row: Row, first: dict[str, Any]) -> None:
+    row.runs, row.dtype = first["runs"], first["dtype"]
+    for field_name in ("imports", "load", "first_step"):
+        getattr(row, field_name).append(first[field_name])
+    row.private = first["private"]
+    _note_memory(row, first)
+
+
+def _note_memory(row: Row, answer: dict[str, Any]) -> None:
+    row.peak = max(answer["peak"], row.peak or 0)
+    if answer["device_peak"] is not None:
+        row.device_peak = max(answer["device_peak"], row.device_peak or 0)
+
+
+def _compare(rows: Sequence[Row], answers: Path) -> None:
+    """The error of each first step's answer, relative to the first one's there is."""
+    import numpy as np
+
+    reference = None
+    for row in rows:
+        path = answers / f"{row.contender.name}.npy"
+        if row.why_not or not path.is_file():
+            continue
+        answer = np.load(path, allow_pickle=False).astype(np.float64)
+        reference = answer if reference is None else reference
+        row.error = float(np.linalg.norm(answer - reference) / np.linalg.norm(reference))
+
+
+def _warm(model: Path) -> None:
+    for file in [model] if model.is_file() else sorted(model.rglob("*")):
+        if file.is_file():
+            with file.open("rb", buffering=0) as opened:
+                while opened.read(_BLOCK):
+                    pass
+
+
+def _too_large(model: Path, contenders: int) -> bool:
+    """Whether all of them at once wouldn't fit: each holds the weights in float32 at most twice, and some gigabyte."""
+    files = [model] if model.is_file() else [file for file in model.rglob("*") if file.is_file()]
+    needed = contenders * (1.5 * sum(file.stat().st_size for file in files) + 1e9)
+    free = free_memory()
+    return free is not None and needed > free
+
+
+def free_memory() -> int | None:
+    """Bytes that programs can still have; None where the system doesn't say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,191 @@
+"""The contenders inside their processes: how each is loaded, and what it is timed at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.bench.contenders import Contender, Kind
+from sfumato.bench.plan import PROMPT, Plan
+from sfumato.runtime import dtype_name, require, resolve_device, resolve_dtype
+
+_STRIDE = 7  # through the thousand timesteps, so that none comes twice: what is kept a timestep is computed each time
+
+
+class Runner(Protocol):
+    """A loaded contender. `runs` is what computes it, which an engine may have chosen itself; `dtype` in which numbers.
+
+    `answer` is what its first step gave, on the CPU; None where it doesn't hand that out.
+    """
+
+    runs: str
+    dtype: str
+    answer: Tensor | None
+
+    def steps(self, count: int) -> float:
+        """Take so many guided steps: seconds in all."""
+        ...
+
+    def decode(self) -> float:
+        """Decode one batch of latents: seconds."""
+        ...
+
+    def image(self, steps: int) -> float:
+        """Paint one batch of pictures from a prompt: seconds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Networks:
+    """What a contender gives to be timed: functions of tensors on its device."""
+
+    runs: str
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    paint: Callable[[int], object]
+    context_dim: int
+    latent_channels: int
+    in_channels: int
+    factor: int
+    side: int
+
+
+class TorchRunner:
+    """Times functions of tensors; waits for the device before each look at the clock."""
+
+    def __init__(self, networks: Networks, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
+        self._networks, self._device = networks, device
+        self.runs, self.dtype = networks.runs, dtype_name(dtype)
+        side = (plan.size or networks.side) // networks.factor
+        draw = torch.Generator().manual_seed(1)
+        batch = plan.batch
+
+        def made(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=draw).to(device, dtype)
+
+        # What guidance gives the UNet: the same latents twice, two contexts, one timestep.
+        self._latents = made(batch, networks.in_channels, side, side).repeat(2, 1, 1, 1)
+        self._context = made(2, 77, networks.context_dim).repeat_interleave(batch, 0)
+        self._decoded = made(batch, networks.latent_channels, side, side)
+        self._taken = 0
+        self.answer: Tensor | None = None
+
+    def steps(self, count: int) -> float:
+        with torch.inference_mode():
+            return self._timed(lambda: self._take(count))
+
+    def decode(self) -> float:
+        with torch.inference_mode():
+            return self._timed(lambda: self._networks.decode(self._decoded))
+
+    def image(self, steps: int) -> float:
+        return self._timed(lambda: self._networks.paint(steps))
+
+    def _take(self, count: int) -> None:
+        for _ in range(count):
+            timestep = 999 - self._taken * _STRIDE % 1000
+            timesteps = torch.full((len(self._latents),), float(timestep), device=self._device)
+            answer = self._networks.denoise(self._latents, timesteps, self._context)
+            if self._taken == 0:
+                self.answer = answer.float().cpu()
+            self._taken += 1
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        self._wait()
+        began = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
+
+
+def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
+    from sfumato.pipeline.generate import Pipeline
+    from sfumato.pipeline.model import load_model
+    from sfumato.pipeline.request import Request
+
+    device = resolve_device(plan.device)
+    dtype = resolve_dtype(contender.dtype or plan.dtype, device)
+    loaded = load_model(model, name="bench", device=device, dtype=dtype, engine=contender.name)
+    pipeline = Pipeline(loaded, safety="off", watermark=False, batch_size=plan.batch)
+
+    def paint(steps: int) -> object:
+        side = plan.size or loaded.size
+        request = Request(prompt=PROMPT, steps=steps, sampler="plms", width=side, height=side)
+        return pipeline.generate(request, count=plan.batch)
+
+    networks = Networks(
+        runs=loaded.engine.name,
+        denoise=loaded.engine.denoise,
+        decode=loaded.engine.decode,
+        paint=paint,
+        context_dim=loaded.unet.config.context_dim,
+        latent_channels=loaded.autoencoder.config.latent_channels,
+        in_channels=loaded.unet.config.in_channels,
+        factor=loaded.autoencoder.config.factor,
+        side=loaded.size,
+    )
+    return TorchRunner(networks, plan, device, dtype)
+
+
+def _load_diffusers(contender: Contender, plan: Plan, model: Path) -> Runner:
+    diffusers: Any = require("diffusers", extra="bench")
+    device = resolve_device(plan.device)
+    dtype = resolve_dtype(contender.dtype or plan.dtype, device)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        str(model), safety_checker=None, requires_safety_checker=False, torch_dtype=dtype
+    ).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    unet, vae = pipeline.unet, pipeline.vae
+    if contender.compiled:
+        unet.forward, vae.decode = torch.compile(unet.forward), torch.compile(vae.decode)
+
+    def paint(steps: int) -> object:
+        side = {"height": plan.size, "width": plan.size} if plan.size else {}
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(
+            PROMPT, num_inference_steps=steps, num_images_per_prompt=plan.batch, generator=generator, **side
+        )
+
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    networks = Networks(
+        runs=contender.name,
+        denoise=lambda x, t, context: unet(x, t, encoder_hidden_states=context).sample,
+        decode=lambda z: vae.decode(z).sample,
+        paint=paint,
+        context_dim=unet.config.cross_attention_dim,
+        latent_channels=vae.config.latent_channels,
+        in_channels=unet.config.in_channels,
+        factor=factor,
+        side=unet.config.sample_size * factor,
+    )
+    return TorchRunner(networks, plan, device, dtype)
+
+
+def _load_cpp(contender: Contender, plan: Plan, model: Path) -> Runner:
+    from sfumato.bench.stable_diffusion_cpp import load
+
+    return load(plan, model)
+
+
+_LOADERS: Mapping[Kind, Callable[[Contender, Plan, Path], Runner]] = {
+    "engine": _load_engine,
+    "diffusers": _load_diffusers,
+    "stable-diffusion.cpp": _load_cpp,
+}
+
+
+def load(contender: Contender, plan: Plan, model: Path) -> Runner:
+    """Load a contender on the model at that path. Raises whatever loading it raises."""
+    return _LOADERS[contender.kind](contender, plan, model)
