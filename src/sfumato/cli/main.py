@@ -15,6 +15,7 @@ from sfumato.cli.bench import bench
 from sfumato.cli.card import card
 from sfumato.cli.convert import convert
 from sfumato.cli.data import data
+from sfumato.cli.doctor import doctor
 from sfumato.cli.emissions import emissions
 from sfumato.cli.evaluate import evaluate
 from sfumato.cli.explain import explain, samplers
@@ -80,6 +81,7 @@ app.add_typer(data, name="data", rich_help_panel=_TRAIN)
 app.add_typer(train, name="train", rich_help_panel=_TRAIN)
 app.command(rich_help_panel=_REPORT)(card)
 app.command(rich_help_panel=_REPORT)(emissions)
+app.command(rich_help_panel=_MACHINE)(doctor)
 app.command(rich_help_panel=_MACHINE)(bench)
 
 

@@ -172,13 +172,21 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     return {name: _value(name, value) if isinstance(value, str) else value for name, value in values.items()}
 
 
+def unknown_names(environment: Mapping[str, str]) -> Mapping[str, str | None]:
+    """Names there that look like settings and are none, each with the setting it may have been meant for."""
+    known = {ENVIRONMENT + name.upper() for name in KEYS} | _READ_ELSEWHERE
+    unknown = [name for name in sorted(environment) if name.startswith(ENVIRONMENT) and name not in known]
+    return {
+        name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None)
+        for name in unknown
+        if not name.startswith(_BENCHMARKS)
+    }
+
+
 def _from_environment(environment: Mapping[str, str]) -> Mapping[str, Any]:
     """What is set there. A name that is none is told, and not an error: it may be another version's."""
-    known = {ENVIRONMENT + name.upper() for name in KEYS} | _READ_ELSEWHERE
-    for name in sorted(environment):
-        if name.startswith(ENVIRONMENT) and name not in known and not name.startswith(_BENCHMARKS):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            logger.warning("%s is no setting%s", name, f": did you mean {near[0]}?" if near else ", and not used")
+    for name, near in unknown_names(environment).items():
+        logger.warning("%s is no setting%s", name, f": did you mean {near}?" if near else ", and not used")
     texts = {name: environment.get(ENVIRONMENT + name.upper()) for name in KEYS}
     return {name: _value(name, text) for name, text in texts.items() if text}
 

@@ -1,0 +1,99 @@
+"""What is on the disk: the cache, the model library, the Hub's token, free space."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sfumato.doctor.finding import Finding, advice, broken, ok
+from sfumato.engines.compiler import cache_folder
+from sfumato.errors import SfumatoError
+from sfumato.weights.registry import data_dir
+from sfumato.weights.store import ALIASES, ModelLocation, list_models
+
+_GB = 1e9
+_NAMED = 8
+_LITTLE = 6 * _GB  # a model of v1's size in float32, and some pictures
+
+
+def storage_findings() -> Iterator[Finding]:
+    """Reads folders' entries and files' sizes, and asks no network."""
+    yield _cache(cache_folder())
+    yield from _library()
+    yield _room(data_dir())
+    yield _token()
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes below a folder, by its entries' names up to the first dash: "kernels", "openvino" …"""
+    found: dict[str, int] = {}
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        name = entry.name.partition("-")[0].lstrip(".")
+        found[name] = found.get(name, 0) + _bytes(entry)
+    return found
+
+
+def _bytes(entry: Path) -> int:
+    files = [entry] if entry.is_file() else [file for file in entry.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _cache(folder: Path) -> Finding:
+    nearest = _nearest(folder)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        what = "make it writable, or set XDG_CACHE_HOME: kernels are compiled anew without it"
+        return broken("cache", f"{nearest} can't be written", what)
+    parts = ", ".join(f"{name} {size / _GB:.2f} GB" for name, size in sizes(folder).items() if size >= 0.005 * _GB)
+    return ok("cache", f"{folder}: {parts or 'nearly empty'}")
+
+
+def _library() -> Iterator[Finding]:
+    try:
+        models = list_models()
+    except SfumatoError as error:
+        yield broken("models", str(error), "mend or move the file that is named")
+        return
+    gone = [model.name for model in models if not model.path.exists()]
+    if gone:
+        yield advice("models", f"the files of {', '.join(gone)} are gone", f"sfumato models rm {gone[0]}")
+    there = [model for model in models if model.path.exists()]
+    published = any(model.name in ALIASES or model.hub_id in ALIASES.values() for model in there)
+    seen = f"{', '.join(model.name for model in there[:_NAMED])}{'…' if len(there) > _NAMED else ''}"
+    yield ok("models", seen if published else f"{seen}; none of the published v1 models (sfumato models pull v1-4)")
+    for model in there:
+        yield from _weights(model)
+
+
+def _weights(model: ModelLocation) -> Iterator[Finding]:
+    """Only what is worth a word: weights that can't be opened."""
+    from sfumato.pipeline.model_files import open_model
+
+    try:
+        with open_model(model.path):
+            pass
+    except SfumatoError as error:
+        yield broken(f"model {model.name}", str(error), f"get it again, or sfumato models rm {model.name}")
+
+
+def _room(folder: Path) -> Finding:
+    free = shutil.disk_usage(_nearest(folder)).free
+    seen = f"{free / _GB:.1f} GB free at {folder}"
+    if free < _LITTLE:
+        return advice("disk", seen, "free some: a model of v1's size takes 4 to 5 GB")
+    return ok("disk", seen)
+
+
+def _token() -> Finding:
+    """Whether there is one; never what it is."""
+    from huggingface_hub import get_token
+
+    there = get_token() is not None
+    return ok("Hub token", "there" if there else "none: gated models ask for one (hf auth login)")
+
+
+def _nearest(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path

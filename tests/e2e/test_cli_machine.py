@@ -1,0 +1,91 @@
+"""`sfumato bench` and `sfumato doctor` as people run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import Cli, files_in
+
+# Two engines, one thread, one round: as little as shows it all.
+QUICK = ("--model", "pocket", "--threads", "1", "--rounds", "1", "--contenders", "eager,winograd-plain")
+
+
+def test_bench_writes_a_table_json_and_a_plot(cli: Cli, folder: Path) -> None:
+    outcome = cli("bench", *QUICK, "--size", "32", "--json", "r.json", "--plot", "r.svg")
+    assert (outcome.code, outcome.errors) == (0, [])
+    assert "winograd-plain" in outcome.out and outcome.lines[-2:] == ["r.json", "r.svg"]
+    found = json.loads(Path("r.json").read_text())
+    assert [row["name"] for row in found["contenders"]] == ["eager", "winograd-plain"]
+    assert found["contenders"][1]["relative_error"] < 1e-5
+    assert found["compared_with"] == "eager"
+    assert found["plan"]["size"] == 32
+    assert files_in(folder) == ["r.json", "r.svg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--rounds", "0"), "rounds 0"),
+        (("--contenders", "winogard"), "did you mean 'winograd'"),
+        (("--plot", "x.gif"), "'.gif'"),
+        (("--json", "there.json"), "already exists"),
+        (("--model", "no-such-model"), "no model"),
+    ],
+)
+def test_bench_refuses_before_any_work(cli: Cli, folder: Path, arguments: tuple[str, ...], word: str) -> None:
+    Path("there.json").write_text("mine")
+    outcome = cli("bench", *arguments)
+    assert outcome.code != 0
+    assert len(outcome.errors) == 1 and word in outcome.errors[0]
+    assert files_in(folder) == ["there.json"]
+
+
+def test_ctrl_c_leaves_neither_files_nor_processes(folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    arguments = ["--model", "pocket", "--contenders", "eager", "--rounds", "1000", "--json", "r.json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sfumato.cli.entry", "bench", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    while not (children := _children(process.pid)):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (130, "", "sfumato: stopped\n")
+    assert files_in(folder) == []
+    for _ in range(600):  # one that was only just started ends by itself, when it finds that nobody speaks to it
+        if not any(Path(f"/proc/{child}").exists() for child in children):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still running: {children}")
+
+
+def _children(process: int) -> list[int]:
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def test_doctor_has_a_line_each_and_fails_only_where_something_is_broken(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFUMATO_STEPZ", "3")
+    outcome = cli("doctor")
+    assert outcome.code == 0
+    assert "SFUMATO_STEPZ is no setting → did you mean SFUMATO_STEPS?" in outcome.out
+    monkeypatch.setenv("SFUMATO_STEPS", "none")
+    outcome = cli("doctor", "--json")
+    assert outcome.code == 1
+    found = json.loads(outcome.out)
+    assert found["broken"] is True
+    (line,) = [finding for finding in found["findings"] if finding["state"] == "broken"]
+    assert line["about"] == "settings" and "SFUMATO_STEPS" in line["seen"]
