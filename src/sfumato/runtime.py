@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -71,6 +72,45 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         raise InvalidRequest(f"dtype {name!r} is unknown: use auto, {', '.join(DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had there, None where nobody says: what is available on the machine, within what a
+    control group (a container's) leaves; on a GPU, what is free and what torch holds unused."""
+    import torch
+
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    limits = [left for left in (_available(), *_group_leaves()) if left is not None]
+    return min(limits, default=None)
+
+
+def _available() -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+_GROUPS = (  # limit, usage and statistics of control groups, versions 2 and 1, as a process in a container sees them
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+
+
+def _group_leaves() -> Iterator[int]:
+    """What is left of each limit. Cached files count as used there, but give way."""
+    for limit, usage, statistics in _GROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            most = int(Path(limit).read_text())  # "max" where there is none
+            values = dict(line.split() for line in Path(statistics).read_text().splitlines())
+            yield most - int(Path(usage).read_text()) + int(values.get("inactive_file", 0))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -190,14 +190,23 @@ def test_switches_without_effect(pipe: StableDiffusionPipeline) -> None:
         "disable_xformers_memory_efficient_attention",
         "enable_vae_slicing",
         "disable_vae_slicing",
-        "enable_vae_tiling",
-        "disable_vae_tiling",
     ):
         getattr(pipe, name)()
         assert "No effect" in getattr(type(pipe), name).__doc__
     pipe.set_progress_bar_config(disable=True)
     after = pipe("crown", generator=torch.Generator().manual_seed(1), **FAST).images[0]
     np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
+
+
+def test_vae_tiling_blends_and_stops(folder: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    latents = torch.randn(1, 4, 40, 40, generator=torch.Generator().manual_seed(1))
+    whole = pipe.pipeline.decode(latents)
+    pipe.enable_vae_tiling()
+    assert pipe.pipeline.vae_tiling == "blend"
+    assert not torch.allclose(pipe.pipeline.decode(latents), whole, atol=1e-3)
+    pipe.disable_vae_tiling()
+    assert torch.equal(pipe.pipeline.decode(latents), whole)
 
 
 def test_schedulers_are_exchanged_or_refused_when_assigned(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from sfumato.diffusion.catalog import PROFILES, SAMPLERS, SPACINGS
-from sfumato.engines.names import ENGINES
+from sfumato.engines.names import ENGINES, TILINGS
 from sfumato.pipeline.request import LongPrompts, Noise, PromptSyntax
 
 PICTURE, SAMPLING, IMAGES, MODEL, OUTPUT = "Picture", "Sampling", "From a picture", "Model", "Output"
@@ -162,6 +162,14 @@ RUN_FLAGS = (
         metavar="NAME",
         default="auto",
         choices=tuple(ENGINES),
+    ),
+    Flag(
+        name="vae_tiling",
+        help=f"How large pictures pass the VAE: {', '.join(TILINGS)}.",
+        panel=MODEL,
+        metavar="NAME",
+        default="auto",
+        choices=tuple(TILINGS),
     ),
     Flag(name="variant", help='A folder\'s other files, such as "fp16".', panel=MODEL, metavar="NAME"),
     Flag(name="revision", help="Branch, tag or commit of a Hub model.", panel=MODEL, metavar="NAME"),

@@ -13,7 +13,7 @@ from sfumato.cli.options import IMAGES, MODEL, OUTPUT, RUN_FLAGS, Given, Json, w
 from sfumato.cli.progress_bar import tracking
 from sfumato.cli.settings import read_settings
 from sfumato.cli.terminal import write_json, write_line
-from sfumato.engines.names import ENGINES
+from sfumato.engines.names import ENGINES, TILINGS
 from sfumato.errors import InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from sfumato.pipeline.replay import Replay
     from sfumato.pipeline.request import Request
 
-_WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in ("device", "engine", "variant", "revision", "ema", "offline"))
+_NAMES = ("device", "engine", "vae_tiling", "variant", "revision", "ema", "offline")
+_WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in _NAMES)
 
 
 @with_flags(*_WHERE)
@@ -106,7 +107,14 @@ def _as_recorded(recorded: Provenance) -> dict[str, str]:
     watermark = "false" if recorded.watermark == "off" else "true"
     safety = "flag" if recorded.alteration == "none" else recorded.alteration
     engine = recorded.engine if recorded.engine in ENGINES else "auto"
-    return {"device": device, "dtype": recorded.dtype, "engine": engine, "safety": safety, "watermark": watermark}
+    return {
+        "device": device,
+        "dtype": recorded.dtype,
+        "engine": engine,
+        "vae_tiling": recorded.vae_tiling if recorded.vae_tiling in TILINGS else "auto",
+        "safety": safety,
+        "watermark": watermark,
+    }
 
 
 def _use_threads(threads: int) -> None:

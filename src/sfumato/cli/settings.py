@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sfumato.cli.options import SAFETY_POLICIES, Given, SafetyPolicy
 from sfumato.diffusion.catalog import check_choice
-from sfumato.engines.names import ENGINES
+from sfumato.engines.names import ENGINES, TILINGS
 from sfumato.errors import InvalidConfig, InvalidRequest
 from sfumato.pipeline.field_text import FIELDS, field_value
 from sfumato.pipeline.request import Request
@@ -35,6 +35,7 @@ class RunSettings:
     device: str = "auto"
     dtype: str = "auto"
     engine: str = "auto"
+    vae_tiling: str = "auto"
     variant: str | None = None
     revision: str | None = None
     ema: bool = True
@@ -56,6 +57,7 @@ class RunSettings:
                 f"batch_size {self.batch_size} must be a whole number from 1 to {MAX_BATCH}", field="batch_size"
             )
         check_choice("engine", self.engine, ENGINES)
+        check_choice("vae_tiling", self.vae_tiling, TILINGS)
         check_choice("safety", self.safety, SAFETY_POLICIES)
 
 
@@ -63,6 +65,7 @@ _RUN_TYPES: Mapping[str, Any] = {
     "device": str,
     "dtype": str,
     "engine": str,
+    "vae_tiling": str,
     "variant": str | None,
     "revision": str | None,
     "ema": bool,

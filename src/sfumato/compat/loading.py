@@ -20,6 +20,7 @@ from sfumato.models.clip_text import ClipText
 from sfumato.models.unet import UNet
 from sfumato.pipeline.generate import Pipeline
 from sfumato.pipeline.load import load_pipeline
+from sfumato.pipeline.model import Model
 from sfumato.pipeline.model_files import open_model
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.runtime import DTYPES, resolve_device
@@ -219,10 +220,16 @@ class LoadedPipeline:
         for module in (model.unet, model.autoencoder, model.text_encoder):
             module.to(target, number)
         moved = dataclasses.replace(
-            model, device=target, dtype=number, engine=start("auto", model.unet, model.autoencoder)
+            model,
+            device=target,
+            dtype=number,
+            engine=start("auto", model.unet, model.autoencoder, tiling=model.engine.tiling),
         )
-        self.pipeline = Pipeline(moved, safety=self.pipeline.safety, watermark=False)
+        self._replace(moved)
         return self
+
+    def _replace(self, model: Model) -> None:
+        self.pipeline = Pipeline(model, safety=self.pipeline.safety, watermark=False)
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: str | torch.device | None = None) -> None:
         """No effect on memory: the whole model moves to the accelerator, if there is one, and stays there."""
@@ -237,11 +244,17 @@ class LoadedPipeline:
         self.enable_model_cpu_offload(gpu_id, device)
 
     def enable_vae_tiling(self) -> None:
-        """No effect: pictures are always decoded whole."""
-        logger.warning("enable_vae_tiling has no effect: pictures are always decoded whole")
+        """Pictures larger than the model's pass the autoencoder in overlapping tiles, as diffusers blends them."""
+        self._tile("blend")
 
     def disable_vae_tiling(self) -> None:
-        """No effect."""
+        """Pictures pass the autoencoder whole, or in strips that give the same."""
+        self._tile("auto")
+
+    def _tile(self, tiling: str) -> None:
+        model = self.pipeline.model
+        engine = start(model.engine.name, model.unet, model.autoencoder, tiling=tiling)
+        self._replace(dataclasses.replace(model, engine=engine))
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """No effect: attention here never holds the whole matrix."""

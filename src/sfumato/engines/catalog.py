@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from sfumato.engines.compiler import NoKernelsError, why_not
 from sfumato.engines.engine import Engine, eager
 from sfumato.engines.names import ENGINES
+from sfumato.engines.tiling import tiled
 from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.unet import UNet
@@ -22,20 +23,22 @@ class _CannotError(Exception):
     """An engine can't run this model here; the message says why, in words that follow "engine X:"."""
 
 
-def start(name: str, unet: UNet, autoencoder: Autoencoder) -> Engine:
+def start(name: str, unet: UNet, autoencoder: Autoencoder, *, tiling: str = "auto") -> Engine:
     """The engine of that name for these modules. One that can't run them here says why in one line, and `eager` runs.
 
-    Raises `InvalidRequest` for a name that is no engine, `MissingExtra` for one whose packages aren't installed.
+    `tiling` is one of `names.TILINGS`. Raises `InvalidRequest` for a name that is no engine or no tiling,
+    `MissingExtra` for an engine whose packages aren't installed.
     """
     if name not in ENGINES:
         raise InvalidRequest(f"engine {name!r} is unknown: use {', '.join(ENGINES)}", field="engine")
     if name == "auto":
         name = choose(unet)
     try:
-        return _STARTERS[name](unet, autoencoder)
+        engine = _STARTERS[name](unet, autoencoder)
     except _CannotError as reason:
         logger.warning("engine %s: %s; the engine eager runs instead", name, reason)
-        return eager(unet, autoencoder)
+        engine = eager(unet, autoencoder)
+    return tiled(engine, autoencoder, tiling)
 
 
 def choose(unet: UNet) -> str:
@@ -68,7 +71,13 @@ def _winograd(unet: UNet, autoencoder: Autoencoder) -> Engine:
         logger.warning("engine winograd: %s; the slower winograd-plain runs instead", reason)
         return _winograd_plain(unet, autoencoder)
     pictures = ExactAutoencoder(autoencoder, kernels)
-    return Engine(name="winograd", denoise=ExactUNet(unet, kernels), encode=pictures.encode, decode=pictures.decode)
+    return Engine(
+        name="winograd",
+        denoise=ExactUNet(unet, kernels),
+        encode=pictures.encode,
+        decode=pictures.decode,
+        kernels=kernels,
+    )
 
 
 def _winograd_plain(unet: UNet, autoencoder: Autoencoder) -> Engine:

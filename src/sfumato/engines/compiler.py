@@ -31,7 +31,7 @@ FLAGS = (
     "-fPIC",
 )
 COMPILERS = ("c++", "g++", "clang++")
-ABI = 1
+ABI = 2
 TIME_LIMIT = 180  # seconds
 
 
@@ -46,7 +46,7 @@ def kernels() -> ctypes.CDLL:
 
     if os.environ.get("SFUMATO_NO_KERNELS"):
         raise NoKernelsError("SFUMATO_NO_KERNELS is set")
-    if platform.machine().lower() not in ("x86_64", "amd64") or "avx2" not in _processor():
+    if platform.machine().lower() not in ("x86_64", "amd64") or not {"avx2", "f16c"} <= set(_processor().split()):
         raise NoKernelsError("the compiled kernels need an x86-64 processor with AVX2")
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     path = cache_folder() / f"kernels-{_key(compiler)}.so"

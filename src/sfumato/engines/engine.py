@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sfumato.engines.kernels import Kernels
 from sfumato.models.autoencoder import Autoencoder, Posterior
 from sfumato.models.unet import UNet
 
@@ -15,13 +16,16 @@ from sfumato.models.unet import UNet
 class Engine:
     """`denoise`, `encode` and `decode` take and return what `UNet.forward` and the autoencoder's methods do.
 
-    `name` is what runs, which may be another engine than was asked for; asking for it gives the same again.
+    `name` is what runs, which may be another engine than was asked for; asking for it gives the same again. `kernels`
+    are what it is made of, where that is `Kernels`; `tiling` is how large pictures pass the autoencoder.
     """
 
     name: str
     denoise: Callable[[Tensor, Tensor, Tensor], Tensor] = field(repr=False)
     encode: Callable[[Tensor], Posterior] = field(repr=False)
     decode: Callable[[Tensor], Tensor] = field(repr=False)
+    kernels: Kernels | None = field(default=None, repr=False)
+    tiling: str = "none"
 
 
 def eager(unet: UNet, autoencoder: Autoencoder) -> Engine:

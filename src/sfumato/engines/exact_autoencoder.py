@@ -32,18 +32,28 @@ class ExactAutoencoder:
         x = self.kernels.conv3x3(_nhwc(images), encoder.conv_in)
         for level in members(encoder.down_blocks, Level):
             x = self._level(level, x)
-        x = self._out(self._middle(encoder.mid_block, x), encoder.conv_norm_out, encoder.conv_out)
-        mean, logvar = self.autoencoder.quant_conv(_nchw(x)).chunk(2, dim=1)
+        return self.posterior(self.middle(encoder.mid_block, x))
+
+    def posterior(self, x: Tensor) -> Posterior:
+        """The encoder's end, from what its middle gives."""
+        encoder = self.autoencoder.encoder
+        moments = self.autoencoder.quant_conv(_nchw(self._out(x, encoder.conv_norm_out, encoder.conv_out)))
+        mean, logvar = moments.chunk(2, dim=1)
         return Posterior(mean.contiguous(), logvar.clamp(-30.0, 20.0).contiguous())
 
     def decode(self, latents: Tensor) -> Tensor:
         """Unscaled latents (B, latent_channels, h, w) → pixels (B, 3, f·h, f·w), about [-1, 1] but not clamped."""
         decoder = self.autoencoder.decoder
-        x = self.kernels.conv3x3(_nhwc(self.autoencoder.post_quant_conv(latents)), decoder.conv_in)
-        x = self._middle(decoder.mid_block, x)
+        x = self.enter(latents)
         for level in members(decoder.up_blocks, Level):
             x = self._level(level, x)
         return _nchw(self._out(x, decoder.conv_norm_out, decoder.conv_out)).contiguous()
+
+    def enter(self, latents: Tensor) -> Tensor:
+        """The decoder's beginning, its middle included: latents (B, C, h, w) → (B, h, w, C)."""
+        decoder = self.autoencoder.decoder
+        x = self.kernels.conv3x3(_nhwc(self.autoencoder.post_quant_conv(latents)), decoder.conv_in)
+        return self.middle(decoder.mid_block, x)
 
     def _out(self, x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
         return self.kernels.conv3x3(x, conv, norm=self.kernels.group_norm(x, norm))
@@ -52,15 +62,15 @@ class ExactAutoencoder:
         for block in members(level.resnets, ResnetBlock):
             x = resnet(self.kernels, block, x)
         if level.resample == "downsamplers":
-            # Padded on the right and below only, as the published weights expect.
             (down,) = members(level.downsamplers, Downsample)
-            x = strided(F.pad(x, (0, 0, 0, 1, 0, 1)), down.conv)
+            x = strided_down(F.pad(x, (0, 0, 0, 0, 0, 1)), down.conv)
         elif level.resample == "upsamplers":
             (up,) = members(level.upsamplers, Upsample)
             x = enlarged(self.kernels, x, up.conv, (2 * x.shape[1], 2 * x.shape[2]))
         return x
 
-    def _middle(self, block: MidBlock, x: Tensor) -> Tensor:
+    def middle(self, block: MidBlock, x: Tensor) -> Tensor:
+        """`MidBlock.forward` on (B, H, W, C)."""
         first, last = members(block.resnets, ResnetBlock)
         (layer,) = members(block.attentions, PixelAttention)
         return resnet(self.kernels, last, self._attention(layer, resnet(self.kernels, first, x)))
@@ -71,6 +81,12 @@ class ExactAutoencoder:
         q, k, v = (kernels.linear(rows, part, norm=norm) for part in (layer.to_q, layer.to_k, layer.to_v))
         out = member(layer.to_out[0], nn.Linear)
         return kernels.linear(kernels.attention(q, k, v, 1), out, residual=rows).view(x.shape)
+
+
+def strided_down(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`Downsample.forward` on (B, 2h + 1, 2w, C), the row below added already: padded on the right and below only, as
+    the published weights expect. → (B, h, w, C)"""
+    return strided(F.pad(x, (0, 0, 0, 1)), conv)
 
 
 def _nhwc(x: Tensor) -> Tensor:

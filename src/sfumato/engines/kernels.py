@@ -28,13 +28,31 @@ class Rows:
     norm: nn.LayerNorm
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a GroupNorm needs to know of a map, added up strip by strip: `sums` (B, C, 2) float64 are those of x - base
+    and of its square over `pixels`; `base` (B, C) is the first pixel, so that large means cost no digits."""
+
+    base: Tensor
+    sums: Tensor
+    pixels: int
+
+
 class Kernels(Protocol):
-    """The operations; `name` says whose they are."""
+    """The operations; `name` says whose they are. Weights may be stored in another dtype than the maps have."""
 
     name: str
 
     def group_norm(self, x: Tensor, norm: nn.GroupNorm) -> Affine:
         """The statistics of a map or of rows."""
+        ...
+
+    def add_sums(self, x: Tensor, before: Sums | None = None) -> Sums:
+        """The sums of a strip added to those of the strips before it."""
+        ...
+
+    def affine(self, sums: Sums, norm: nn.GroupNorm) -> Affine:
+        """The statistics of a whole map from its sums: those that `group_norm` finds."""
         ...
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Rows:
@@ -50,9 +68,11 @@ class Kernels(Protocol):
         channel: Tensor | None = None,
         residual: Tensor | None = None,
         enlarged: bool = False,
+        rows: tuple[int, int] | None = None,
     ) -> Tensor:
         """3×3 convolution of stride 1, padded, of silu(x · scale + shift) where there is a norm, of the map enlarged
-        twofold to the nearest where `enlarged`; plus `channel` (B, N) on every pixel, plus `residual`."""
+        twofold to the nearest where `enlarged`; plus `channel` (B, N) on every pixel, plus `residual`. `rows` are the
+        first and the last (excluded) of the result that are wanted; `residual` has no others."""
         ...
 
     def linear(

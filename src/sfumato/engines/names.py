@@ -11,3 +11,11 @@ ENGINES: Mapping[str, str] = {
     "winograd-plain": "the same without a compiler, slower",
     "openvino": "OpenVINO in float32, converted once for each size (extra openvino)",
 }
+
+TILINGS: Mapping[str, str] = {
+    "auto": "by a picture's pixels: none up to 768 × 768, exact up to 1536 × 1536, then frugal",
+    "none": "pictures pass the autoencoder whole",
+    "exact": "in strips of rows: the same picture within rounding, in less memory",
+    "frugal": "in strips too, with the largest maps computed twice: least memory of the exact ones, a third slower",
+    "blend": "in overlapping tiles, as diffusers: another picture, in memory that hardly grows with it",
+}

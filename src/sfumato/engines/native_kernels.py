@@ -9,12 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.engines.compiler import kernels
-from sfumato.engines.kernels import Affine, Rows
+from sfumato.engines.kernels import Affine, Rows, Sums
 from sfumato.nn.attention import attention
 
 # Below this many tiles of 4×4 outputs, transforming weights for 36 points costs more than F(2×2) saves.
 _FEW_TILES = 16
 _WIDEST_HEAD = 320  # KC of native/gemm.hpp
+
+
+# How weights may be stored: the numbers of native/kernels.cpp.
+_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+def _stored(weight: Tensor) -> tuple[c_void_p, c_int64]:
+    assert weight.is_contiguous()
+    return c_void_p(weight.data_ptr()), c_int64(_KINDS[weight.dtype])
 
 
 def _pointer(tensor: Tensor | None) -> c_void_p:
@@ -25,7 +34,7 @@ def _pointer(tensor: Tensor | None) -> c_void_p:
 
 
 class NativeKernels:
-    """float32 only; raises `NoKernelsError` when made where there are none."""
+    """Maps in float32, weights in any of `_KINDS`; raises `NoKernelsError` when made where there are none."""
 
     name = "compiled"
 
@@ -33,15 +42,27 @@ class NativeKernels:
         self._library: ctypes.CDLL = kernels()
 
     def group_norm(self, x: Tensor, norm: nn.GroupNorm) -> Affine:
+        return self.affine(self.add_sums(x), norm)
+
+    def add_sums(self, x: Tensor, before: Sums | None = None) -> Sums:
         batch, channels = x.shape[0], x.shape[-1]
-        affine = Affine(x.new_empty(batch, channels), x.new_empty(batch, channels))
-        self._library.sfumato_group_stats(
-            _pointer(x),
-            _pointer(norm.weight),
-            _pointer(norm.bias),
-            _pointer(affine.scale),
-            _pointer(affine.shift),
-            *map(c_int64, (batch, x[0].numel() // channels, channels, norm.num_groups)),
+        pixels = x[0].numel() // channels
+        if before is None:
+            base = x.view(batch, -1, channels)[:, 0].contiguous()
+            before = Sums(base, torch.zeros(batch, channels, 2, dtype=torch.float64), 0)
+        sums = before.sums.clone()
+        self._library.sfumato_group_sums(
+            _pointer(x), _pointer(before.base), c_void_p(sums.data_ptr()), *map(c_int64, (batch, pixels, channels))
+        )
+        return Sums(before.base, sums, before.pixels + pixels)
+
+    def affine(self, sums: Sums, norm: nn.GroupNorm) -> Affine:
+        affine = Affine(torch.empty_like(sums.base), torch.empty_like(sums.base))
+        batch, channels = sums.base.shape
+        self._library.sfumato_group_affine(
+            c_void_p(sums.sums.data_ptr()),
+            *map(_pointer, (sums.base, norm.weight, norm.bias, affine.scale, affine.shift)),
+            *map(c_int64, (batch, sums.pixels, channels, norm.num_groups)),
             c_float(norm.eps),
         )
         return affine
@@ -64,23 +85,24 @@ class NativeKernels:
         channel: Tensor | None = None,
         residual: Tensor | None = None,
         enlarged: bool = False,
+        rows: tuple[int, int] | None = None,
     ) -> Tensor:
         batch, height, width, channels = x.shape
         factor = 2 if enlarged else 1
-        out = x.new_empty(batch, height * factor, width * factor, conv.out_channels)
-        tiles = batch * -(-height * factor // 4) * -(-width * factor // 4)
+        first, last = rows or (0, height * factor)
+        out = x.new_empty(batch, last - first, width * factor, conv.out_channels)
+        tiles = batch * -(-(last - first) // 4) * -(-width * factor // 4)
         self._library.sfumato_conv3x3(
             _pointer(x),
-            _pointer(conv.weight),
+            *_stored(conv.weight),
             _pointer(conv.bias),
             _pointer(norm.scale if norm else None),
             _pointer(norm.shift if norm else None),
             _pointer(channel),
             _pointer(residual),
             _pointer(out),
-            *map(
-                c_int64, (batch, height, width, channels, conv.out_channels, enlarged, 2 if tiles < _FEW_TILES else 4)
-            ),
+            *map(c_int64, (batch, height, width, channels, conv.out_channels, enlarged, first, last - first)),
+            c_int64(2 if tiles < _FEW_TILES else 4),
         )
         return out
 
@@ -99,7 +121,7 @@ class NativeKernels:
         count = x.numel() // width
         self._library.sfumato_linear(
             _pointer(x),
-            _pointer(layer.weight),
+            *_stored(layer.weight),
             _pointer(layer.bias),
             _pointer(residual),
             _pointer(out),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.engines.kernels import Affine, Rows
+from sfumato.engines.kernels import Affine, Rows, Sums
 from sfumato.nn.attention import attention
 
 # F(4×4, 3×3), points 0, ±1, ±2, ∞ (Lavin and Gray 2016, section 4.3).
@@ -50,6 +50,31 @@ class TorchKernels:
         scale = inverse * norm.weight
         return Affine(scale, norm.bias - mean.repeat_interleave(width, dim=1) * scale)
 
+    def add_sums(self, x: Tensor, before: Sums | None = None) -> Sums:
+        pixels = x.flatten(1, -2)  # (B, N, C)
+        if before is None:
+            wide = torch.float32 if x.device.type == "mps" else torch.float64  # which Apple's GPUs don't have
+            before = Sums(pixels[:, 0].clone(), x.new_zeros(len(x), x.shape[-1], 2, dtype=wide), 0)
+        shifted = pixels.float() - before.base[:, None].float()
+        wide = before.sums.dtype
+        added = torch.stack([shifted.sum(1, dtype=wide), shifted.square().sum(1, dtype=wide)], dim=2)
+        return Sums(before.base, before.sums + added, before.pixels + pixels.shape[1])
+
+    def affine(self, sums: Sums, norm: nn.GroupNorm) -> Affine:
+        width = len(norm.weight) // norm.num_groups
+        base, count = sums.base.to(sums.sums), sums.pixels
+        total, square = sums.sums.unbind(2)
+        # Back from the shifted sums, then a group's channels together.
+        square = square + 2 * base * total + base.square() * count
+        total = total + base * count
+        mean, square = (
+            part.view(len(base), norm.num_groups, width).sum(2) / (width * count) for part in (total, square)
+        )
+        inverse = ((square - mean.square()).clamp(min=0) + norm.eps).rsqrt()
+        mean, inverse = (part.repeat_interleave(width, dim=1) for part in (mean, inverse))
+        scale = inverse * norm.weight
+        return Affine(scale.to(sums.base), (norm.bias - mean * scale).to(sums.base))
+
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Rows:
         variance, mean = torch.var_mean(x.flatten(0, -2), dim=1, correction=0)
         return Rows(torch.stack([mean, torch.rsqrt(variance + norm.eps)], dim=1), norm)
@@ -63,6 +88,7 @@ class TorchKernels:
         channel: Tensor | None = None,
         residual: Tensor | None = None,
         enlarged: bool = False,
+        rows: tuple[int, int] | None = None,
     ) -> Tensor:
         if norm is not None:
             x = F.silu(_affine(x, norm))
@@ -72,7 +98,9 @@ class TorchKernels:
         if tiles >= _LEAST_TILES and min(conv.in_channels, conv.out_channels) >= _LEAST_CHANNELS:
             out = _winograd(x, conv)
         else:
-            out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=1).permute(0, 2, 3, 1)
+            out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight.to(x.dtype), conv.bias, padding=1).permute(0, 2, 3, 1)
+        if rows is not None:
+            out = out[:, slice(*rows)]
         if channel is not None:
             out = out + channel[:, None, None]
         if residual is not None:
@@ -92,7 +120,7 @@ class TorchKernels:
             x = F.layer_norm(x, (x.shape[-1],), norm.norm.weight, norm.norm.bias, norm.norm.eps)
         elif norm is not None:
             x = _affine(x, norm)
-        out = F.linear(x, layer.weight.flatten(1), layer.bias)
+        out = F.linear(x, layer.weight.flatten(1).to(x.dtype), layer.bias)
         if gated:
             value, gate = out.chunk(2, dim=-1)
             out = value * F.gelu(gate)
@@ -113,7 +141,9 @@ def _winograd(x: Tensor, conv: nn.Conv2d) -> Tensor:
     batch, height, width, channels = x.shape
     down, across = -(-height // 4), -(-width // 4)
     turn_input, turn_weight, turn_output = (x.new_tensor(matrix) for matrix in (_INPUT, _WEIGHT, _OUTPUT))
-    weight = torch.einsum("pi,ncij,qj->pqcn", turn_weight, conv.weight, turn_weight).reshape(36, channels, -1)
+    weight = torch.einsum("pi,ncij,qj->pqcn", turn_weight, conv.weight.to(x.dtype), turn_weight).reshape(
+        36, channels, -1
+    )
     padded = F.pad(x, (0, 0, 1, 4 * across + 1 - width, 1, 4 * down + 1 - height))
     tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4)  # (B, down, across, C, 6, 6)
     turned = torch.einsum("pi,byxcij,qj->pqbyxc", turn_input, tiles, turn_input).reshape(36, -1, channels)

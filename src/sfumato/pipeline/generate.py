@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.batch import Generators, batch_key, decode, encode, make_plans, noise_source
 from sfumato.pipeline.conditioning import Conditioning, encode_request, plan_prompts
 from sfumato.pipeline.job import Job, Picture, expand, memory_errors, opened, referenced
+from sfumato.pipeline.memory import check_memory
 from sfumato.pipeline.model import Model
 from sfumato.pipeline.preview import Preview
 from sfumato.pipeline.provenance import Provenance
@@ -102,6 +104,11 @@ class Pipeline:
         """The name of what runs the networks, as pictures record it."""
         return self.model.engine.name
 
+    @property
+    def vae_tiling(self) -> str:
+        """How large pictures pass the autoencoder (`engines.names.TILINGS`), as pictures record it."""
+        return self.model.engine.tiling
+
     def __repr__(self) -> str:
         return (
             f"Pipeline({self.model.name!r}, device={str(self.model.device)!r}, dtype={dtype_name(self.model.dtype)!r})"
@@ -135,6 +142,7 @@ class Pipeline:
         """
         resolved = [self.resolve(_as_large_as_its_picture(request)) for request in requests]
         self._check_plans(resolved)
+        self._check_memory(resolved)
         for request in resolved:
             plan_prompts(self.model, request)
         self._choose_checker()
@@ -183,6 +191,7 @@ class Pipeline:
             if request.noise == "generator" and generator is None:
                 raise InvalidRequest("noise 'generator' needs the generator the picture was made with: pass it")
         self._check_plans(requests)
+        self._check_memory(requests)
         _ = self.model.sha256  # here an unreadable file costs no finished picture
         checker = self._choose_checker()
         with torch.inference_mode(), memory_errors(requests[0]):
@@ -260,6 +269,11 @@ class Pipeline:
                 if note not in self._noted:
                     self._noted.add(note)
                     logger.warning("sampler %s: %s", request.sampler, note)
+
+    def _check_memory(self, requests: Sequence[Request]) -> None:
+        """Refuse what can't fit before any picture is painted."""
+        for key, count in Counter(map(batch_key, requests)).items():
+            check_memory(self.model, key, min(count, self.batch_size))
 
     def _choose_checker(self) -> Checker | None:
         with self._lock:

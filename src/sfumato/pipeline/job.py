@@ -192,6 +192,7 @@ class Job:
             model_name=model.name,
             model_sha256=model.sha256,
             engine=self.pipeline.engine,
+            vae_tiling=self.pipeline.vae_tiling,
             device=model.device.type,
             dtype=dtype_name(model.dtype),
             threads=torch.get_num_threads(),

@@ -21,6 +21,7 @@ def load_pipeline(
     ema: bool = True,
     variant: str | None = None,
     engine: str = "auto",
+    vae_tiling: str = "auto",
     safety: Policy = "flag",
     watermark: bool = True,
     batch_size: int | None = None,
@@ -33,8 +34,8 @@ def load_pipeline(
 
     `vae` is another autoencoder's file or folder; `ema` takes the moving average where a file has it beside the last
     step; `variant` "fp16" prefers half-precision files. `engine` is how the networks run: "auto", "eager" or another
-    of `engines.names`. `token`, `revision` and `offline` are for the Hub. Raises
-    `ModelNotFound`, `HubError`, `CheckpointError` or `InvalidConfig`.
+    of `engines.names`; `vae_tiling` is how large pictures pass the autoencoder (`engines.names.TILINGS`). `token`,
+    `revision` and `offline` are for the Hub. Raises `ModelNotFound`, `HubError`, `CheckpointError` or `InvalidConfig`.
     """
     target = resolve_device(device)
     location = resolve(model, token=token, revision=revision, offline=offline, variant=variant, on_progress=on_progress)
@@ -47,6 +48,7 @@ def load_pipeline(
         ema=ema,
         variant=variant,
         engine=engine,
+        vae_tiling=vae_tiling,
         on_progress=on_progress,
     )
     return Pipeline(loaded, safety=safety, watermark=watermark, batch_size=batch_size)

@@ -100,6 +100,7 @@ def load_model(
     ema: bool = True,
     variant: str | None = None,
     engine: str = "eager",
+    vae_tiling: str = "auto",
     on_progress: OnProgress = ignore,
 ) -> Model:
     """Read a model in either layout onto a device, tensor by tensor from the memory map, and start its engine.
@@ -121,7 +122,7 @@ def load_model(
             last_step=not files.ema and compvis.has_ema(files.unet.checkpoint.tensors),
             unet=files.unet.module,
             autoencoder=files.vae.module,
-            engine=start(engine, files.unet.module, files.vae.module),
+            engine=start(engine, files.unet.module, files.vae.module, tiling=vae_tiling),
             text_encoder=files.text_encoder.module,
             tokenizer=tokenizer,
             noise_schedule=noise_schedule,

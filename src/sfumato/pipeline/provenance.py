@@ -14,7 +14,18 @@ from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.request import Request
 
 # What has to agree, beside request and model, for the same bytes to come out.
-_CONDITIONS = ("model_sha256", "engine", "device", "dtype", "threads", "processor", "torch", "sfumato", "alteration")
+_CONDITIONS = (
+    "model_sha256",
+    "engine",
+    "vae_tiling",
+    "device",
+    "dtype",
+    "threads",
+    "processor",
+    "torch",
+    "sfumato",
+    "alteration",
+)
 # What a caller can pass in Python in the place of seed and prompt, and how a refusal calls it. No file can hold these.
 _GIVEN: Mapping[str, str] = {"generator": "a generator", "latents": "latents", "conditioning": "a conditioning"}
 
@@ -24,7 +35,8 @@ class Provenance:
     """How one picture was made. There is no time of making in it: the same picture gives the same file.
 
     `width`, `height` and `pixels_sha256` (`images.pixels_sha256`) are of the finished picture, watermark included;
-    `model_sha256` is of the weights; `processor` is the kind of CPU or GPU; `torch` and `sfumato` are versions;
+    `model_sha256` is of the weights; `vae_tiling` is how large pictures pass the autoencoder; `processor` is the kind
+    of CPU or GPU; `torch` and `sfumato` are versions;
     `safety` is the verdict, `unchecked` where nobody looked; `policy` is what was to happen to a flagged picture;
     `watermark` is the text hidden in the picture or why there is none; `truncated` is the part of the prompt the model
     didn't see; `given` names what the caller passed in the place of seed and prompt, with commas between.
@@ -48,6 +60,7 @@ class Provenance:
     truncated: str = ""
     policy: str = "flag"
     given: str = ""
+    vae_tiling: str = "none"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

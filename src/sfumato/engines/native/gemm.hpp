@@ -47,8 +47,9 @@ static const Tile TILES[MR + 1] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, 
 static const Tile TILES[MR + 1] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
 #endif
 
-// VL×VL floats turned about their diagonal: in (row stride `stride`) → out (row stride `ld`).
-static inline void transpose(const float* in, int64_t stride, float* out, int64_t ld) {
+// VL×VL numbers turned about their diagonal: in (row stride `stride`) → floats, out (row stride `ld`).
+template <class W>
+static inline void transpose(const W* in, int64_t stride, float* out, int64_t ld) {
   vec r[VL];
 #pragma GCC unroll 16
   for (int i = 0; i < VL; ++i) r[i] = load(in + i * stride);
@@ -76,14 +77,15 @@ static inline void transpose(const float* in, int64_t stride, float* out, int64_
 }
 
 // Rows [n, n + NR) of a weight (N, K), columns [k, k + depth) → packed depth × NR. Rows from `rows` on are zeros.
-static void pack_panel(const float* w, int64_t ldw, int64_t rows, int64_t depth, float* out) {
+template <class W>
+static void pack_panel(const W* w, int64_t ldw, int64_t rows, int64_t depth, float* out) {
   for (int half = 0; half < 2; ++half) {
     const int64_t base = half * VL;
     int64_t j = 0;
     if (rows - base >= VL)
       for (; j + VL <= depth; j += VL) transpose(w + base * ldw + j, ldw, out + j * NR + base, NR);
     for (; j < depth; ++j)
-      for (int i = 0; i < VL; ++i) out[j * NR + base + i] = base + i < rows ? w[(base + i) * ldw + j] : 0.0f;
+      for (int i = 0; i < VL; ++i) out[j * NR + base + i] = base + i < rows ? widen(w[(base + i) * ldw + j]) : 0.0f;
   }
 }
 
@@ -156,8 +158,9 @@ static void finish(const Finish& f, const float* c, int64_t ldc, int64_t m, int6
 }
 
 // One thread's share: rows [m0, m1), columns [n0, n1) (of the weight as packed).
-static void gemm_share(const Rows& in, const float* w, int64_t K, int64_t N, int64_t m0, int64_t m1, int64_t n0,
-                       int64_t n1, const Finish& f) {
+template <class W>
+static void gemm_share(const Rows& in, const W* w, int64_t K, int64_t N, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                       const Finish& f) {
   static thread_local Scratch packed_b, packed_a, product;
   float* a = packed_a.get(MC * LDA);
   float* c = product.get(MC * NC);
@@ -170,12 +173,12 @@ static void gemm_share(const Rows& in, const float* w, int64_t K, int64_t N, int
         const int64_t at = (n + p * NR) / 2, count = least(VL, f.half - at);
         // Two packings of half a panel: values, then gates.
         for (int g = 0; g < 2; ++g) {
-          const float* from = w + (at + g * f.half) * K;
+          const W* from = w + (at + g * f.half) * K;
           int64_t j = 0;
           if (count == VL)
             for (; j + VL <= K; j += VL) transpose(from + j, K, panel + j * NR + g * VL, NR);
           for (; j < K; ++j)
-            for (int i = 0; i < VL; ++i) panel[j * NR + g * VL + i] = i < count ? from[i * K + j] : 0.0f;
+            for (int i = 0; i < VL; ++i) panel[j * NR + g * VL + i] = i < count ? widen(from[i * K + j]) : 0.0f;
         }
       } else {
         pack_panel(w + (n + p * NR) * K, K, least(NR, N - n - p * NR), K, panel);
@@ -197,7 +200,8 @@ static void gemm_share(const Rows& in, const float* w, int64_t K, int64_t N, int
 }
 
 // out (M, N) = rows (M, K) · w (N, K)ᵀ; N counts values and gates where gated.
-static void gemm(const Rows& in, const float* w, int64_t M, int64_t K, int64_t N, const Finish& f) {
+template <class W>
+static void gemm(const Rows& in, const W* w, int64_t M, int64_t K, int64_t N, const Finish& f) {
   const int64_t T = threads();
   const int64_t width = f.gated ? 2 * up(f.half, VL) : N;  // as packed
   const bool by_rows = M / T >= 384;

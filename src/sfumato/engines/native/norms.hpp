@@ -23,10 +23,9 @@ static void layer_stats(const float* x, float* stats, int64_t rows, int64_t widt
   }
 }
 
-// GroupNorm as a scale and a shift a channel: x (B, pixels, C) → (B, C) each. Sums are shifted by the first pixel and
-// taken in float over 64 pixels, in double over those, so that large means cost no digits.
-static void group_stats(const float* x, const float* weight, const float* bias, float* scale, float* shift, int64_t B,
-                        int64_t pixels, int64_t C, int64_t groups, float eps) {
+// Adds to `sums` (B, C, 2) the sums of x (B, pixels, C) and of its squares, shifted by a pixel of each image, `base`
+// (B, C), so that large means cost no digits. They are taken in float over 64 pixels, in double over those.
+static void group_sums(const float* x, const float* base_pixels, double* sums, int64_t B, int64_t pixels, int64_t C) {
   static thread_local Scratch room;
   const int64_t T = threads(), run = 64, runs = (pixels + run - 1) / run;
   double* all = reinterpret_cast<double*>(room.get(2 * T * 2 * C * B));
@@ -40,7 +39,7 @@ static void group_stats(const float* x, const float* weight, const float* bias, 
       const float* image = x + b * pixels * C;
       for (int64_t c = 0; c < C; c += VL) {
         const int n = (int)least(VL, C - c);
-        const vec base = load_some(image + c, n);
+        const vec base = load_some(base_pixels + b * C + c, n);
         vec s{}, q{};
         for (int64_t p = p0; p < p1; ++p) {
           const vec d = load_some(image + p * C + c, n) - base;
@@ -54,17 +53,19 @@ static void group_stats(const float* x, const float* weight, const float* bias, 
       }
     }
   }
+  for (int64_t i = 0; i < 2 * C * B; ++i)
+    for (int64_t t = 0; t < T; ++t) sums[i] += all[t * 2 * C * B + i];
+}
+
+// GroupNorm of maps with these sums, as a scale and a shift a channel, (B, C) each.
+static void group_affine(const double* sums, const float* base_pixels, const float* weight, const float* bias,
+                         float* scale, float* shift, int64_t B, int64_t pixels, int64_t C, int64_t groups, float eps) {
   const int64_t width = C / groups;
   for (int64_t b = 0; b < B; ++b)
     for (int64_t g = 0; g < groups; ++g) {
       double mean = 0, square = 0;
       for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-        double s = 0, q = 0;
-        for (int64_t t = 0; t < T; ++t) {
-          s += all[(t * B * C + b * C + c) * 2];
-          q += all[(t * B * C + b * C + c) * 2 + 1];
-        }
-        const double base = x[b * pixels * C + c];
+        const double s = sums[(b * C + c) * 2], q = sums[(b * C + c) * 2 + 1], base = base_pixels[b * C + c];
         mean += s + base * pixels;
         square += q + 2 * base * s + base * base * pixels;
       }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <immintrin.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -22,6 +23,34 @@ typedef int32_t ivec __attribute__((vector_size(VL * 4), aligned(4), may_alias))
 
 static inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
 static inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+
+// Weights may be stored in 16 bits: they are widened where they are read, which loses nothing.
+struct half {
+  uint16_t bits;
+};
+struct brain {  // bfloat16
+  uint16_t bits;
+};
+#if defined(__AVX512F__)
+static inline vec load(const half* p) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+static inline vec load(const brain* p) {
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+}
+#else
+static inline vec load(const half* p) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+static inline vec load(const brain* p) {
+  return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+}
+#endif
+static inline float widen(float x) { return x; }
+static inline float widen(half x) { return _cvtsh_ss(x.bits); }
+static inline float widen(brain x) {
+  const uint32_t bits = (uint32_t)x.bits << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
 static inline vec splat(float s) { return vec{} + s; }
 static inline ivec isplat(int32_t s) { return ivec{} + s; }
 static inline vec blend(ivec mask, vec a, vec b) { return mask ? a : b; }

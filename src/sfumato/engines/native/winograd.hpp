@@ -66,31 +66,33 @@ struct F2 {
   static constexpr int ZERO = 2;
 };
 
+template <class W>
 struct Conv {
-  const float* x;         // (B, H, W, C)
-  const float* w;         // (N, C, 3, 3)
+  const float* x;         // (B, H, width_in, C)
+  const W* w;             // (N, C, 3, 3)
   const float* bias;      // (N,) or null
   const float* scale;     // (B, C) or null: the input is silu(x · scale + shift) …
   const float* shift;     // … where given
   const float* channel;   // (B, N) or null: added to every pixel
   const float* residual;  // as out, or null
-  float* out;             // (B, H, W, N); 2H × 2W where enlarged
-  int64_t B, H, W, C, N;
+  float* out;             // (B, count, width, N)
+  int64_t B, H, width_in, C, N;
   bool enlarged;          // the input is enlarged twofold first, to the nearest pixel
+  int64_t first, count;   // rows of the result that are wanted
 
   int64_t height() const { return enlarged ? 2 * H : H; }
-  int64_t width() const { return enlarged ? 2 * W : W; }
+  int64_t width() const { return enlarged ? 2 * width_in : width_in; }
 };
 
-template <class F>
+template <class F, class W>
 struct Winograd {
   static constexpr int OUT = F::OUT, IN = F::IN, POINTS = IN * IN, CHUNK = 132;  // tiles at a time
-  const Conv& c;
+  const Conv<W>& c;
   const int64_t down, across, tiles, blocks, panels;
 
-  explicit Winograd(const Conv& conv)
+  explicit Winograd(const Conv<W>& conv)
       : c(conv),
-        down((conv.height() + OUT - 1) / OUT),
+        down((conv.count + OUT - 1) / OUT),
         across((conv.width() + OUT - 1) / OUT),
         tiles(conv.B * down * across),
         blocks((conv.C + KC - 1) / KC),
@@ -105,16 +107,16 @@ struct Winograd {
     const int64_t b = first / (down * across), ty = first / across % down, tx = first % across;
     const int n = (int)least(VL, c.C - k);
     vec rows[IN][RUN * OUT + 2];
-    const int64_t H = c.height(), W = c.width(), shift = c.enlarged ? 1 : 0;
+    const int64_t height = c.height(), width = c.width(), shift = c.enlarged ? 1 : 0;
     const vec scale = c.scale ? load_some(c.scale + b * c.C + k, n) : vec{};
     const vec bias = c.scale ? load_some(c.shift + b * c.C + k, n) : vec{};
     for (int i = 0; i < IN; ++i) {
-      const int64_t y = ty * OUT - 1 + i;
+      const int64_t y = c.first + ty * OUT - 1 + i;
       for (int64_t j = 0; j < count * OUT + 2; ++j) {
         const int64_t x = tx * OUT - 1 + j;
         vec value{};
-        if (y >= 0 && y < H && x >= 0 && x < W) {
-          value = load_some(c.x + ((b * c.H + (y >> shift)) * c.W + (x >> shift)) * c.C + k, n);
+        if (y >= 0 && y < height && x >= 0 && x < width) {
+          value = load_some(c.x + ((b * c.H + (y >> shift)) * c.width_in + (x >> shift)) * c.C + k, n);
           if (c.scale) value = silu(value * scale + bias);
         }
         rows[i][j] = value;
@@ -142,12 +144,12 @@ struct Winograd {
       float turned[VL * 9][VL];
       for (int64_t j = 0; j < depth; j += VL) {
         const int64_t inputs = least(VL, depth - j);
-        const float* w = c.w + (at * c.C + k + j) * 9;
+        const W* w = c.w + (at * c.C + k + j) * 9;
         if (count == VL && inputs == VL) {
           for (int q = 0; q < 9; ++q) transpose(w + q * VL, c.C * 9, turned[q * VL], VL);
         } else {
           for (int64_t q = 0; q < inputs * 9; ++q)
-            for (int i = 0; i < VL; ++i) turned[q][i] = i < count ? w[i * c.C * 9 + q] : 0.0f;
+            for (int i = 0; i < VL; ++i) turned[q][i] = i < count ? widen(w[i * c.C * 9 + q]) : 0.0f;
         }
         for (int64_t q = 0; q < inputs; ++q) {
           vec g[9], h[IN * 3], o[POINTS];
@@ -191,9 +193,9 @@ struct Winograd {
 #pragma GCC unroll 4
         for (int i = 0; i < OUT; ++i) F::output(h + i * IN, o + i * OUT, 1, 1);
         const vec add = bias + (c.channel ? load_some(c.channel + b * c.N + at, lanes) : vec{});
-        for (int i = 0; i < OUT && y + i < c.height(); ++i)
+        for (int i = 0; i < OUT && y + i < c.count; ++i)
           for (int j = 0; j < OUT && x + j < c.width(); ++j) {
-            const int64_t to = ((b * c.height() + y + i) * c.width() + x + j) * c.N + at;
+            const int64_t to = ((b * c.count + y + i) * c.width() + x + j) * c.N + at;
             vec value = o[i * OUT + j] + add;
             if (c.residual) value += load_some(c.residual + to, lanes);
             store_some(c.out + to, value, lanes);
