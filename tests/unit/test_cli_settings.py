@@ -10,6 +10,7 @@ from sfumato.cli.options import REQUEST_FLAGS, RUN_FLAGS
 from sfumato.cli.settings import KEYS, RunSettings, read_settings
 from sfumato.errors import InvalidConfig, InvalidRequest
 from sfumato.pipeline.field_text import field_text
+from sfumato.pipeline.presets import PRESET
 from sfumato.pipeline.request import Request
 
 
@@ -101,9 +102,9 @@ def test_what_a_file_must_not_set_is_named(tmp_path: Path, text: str) -> None:
 def test_every_field_has_a_flag_that_tells_its_default() -> None:
     defaults = Request(prompt="")
     flags = {flag.name: flag for flag in REQUEST_FLAGS}
-    assert set(flags) == set(Request.__dataclass_fields__) - {"prompt"}
+    assert set(flags) == set(Request.__dataclass_fields__) - {"prompt"} | {PRESET}
     for name, flag in flags.items():
-        value = getattr(defaults, name)
+        value = getattr(defaults, name, "exact")
         if value not in (None, ""):
             assert flag.default == field_text(value), name
     run = {flag.name for flag in RUN_FLAGS}

@@ -43,6 +43,9 @@ SHA256 = "0" * 64
         ("guidance_interval", (2.0, 1.0), "guidance_interval 2..1 must rise"),
         ("guidance_interval", (1.0,), "two numbers"),
         ("guidance_interval", (1.0, math.nan), "guidance_interval nan"),
+        ("cache_interval", 0, "cache_interval 0 must be a whole number from 1"),
+        ("cache_depth", 0, "cache_depth 0 must be a whole number from 1"),
+        ("token_merging", 0.8, "token_merging 0.8 must be a number from 0 to 0.75"),
         ("strength", 1.5, "strength 1.5 must be a number from 0 to 1"),
         ("eta", 10**400, "eta"),
         ("mask", ImageSource(sha256=SHA256, width=8, height=8), "mask needs an init_image"),
@@ -79,6 +82,7 @@ def test_refuses_malformed_records(values: Any, says: str) -> None:
     [
         ({"width": 2048, "upscale": 4.01}, "width 2048 × upscale 4.01 is more than 8192"),
         ({"height": 8192, "upscale": 1.5}, "height 8192 × upscale 1.5 is more than 8192"),
+        ({"sampler": "dpm_adaptive", "cache_interval": 2}, "cache_interval 2 doesn't go with sampler 'dpm_adaptive'"),
         ({"noise": "generator", "variation_strength": 0.1}, "variation_strength 0.1 doesn't go with noise 'generator'"),
     ],
 )

@@ -9,11 +9,12 @@ from sfumato.cli.options import REQUEST_FLAGS, Given, Json, with_flags
 from sfumato.cli.settings import read_settings
 from sfumato.cli.terminal import facts, stdout_console, table, write_json, write_line
 from sfumato.diffusion.catalog import SAMPLERS, SPACINGS
+from sfumato.pipeline.presets import PRESET
 
 if TYPE_CHECKING:
     from sfumato.diffusion.explain import Choice, Explanation
 
-_FLAGS = tuple(flag for flag in REQUEST_FLAGS if flag.name in ("sampler", "steps", "spacing", "profile"))
+_FLAGS = tuple(flag for flag in REQUEST_FLAGS if flag.name in (PRESET, "sampler", "steps", "spacing", "profile"))
 _LIST_UP_TO = 60  # points; of longer schedules the ends are shown
 _ENDS = 20
 

@@ -91,6 +91,7 @@ def generate(
 
     settings = read_settings(given)
     requests = counted(requests_for(prompts or (), prompts_file, settings), count)
+    settings.note_preset(requests)
     run = settings.run()
     where = destination(
         run.out if out is None else out,

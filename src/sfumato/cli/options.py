@@ -11,6 +11,7 @@ import typer
 
 from sfumato.diffusion.catalog import PROFILES, SAMPLERS, SPACINGS
 from sfumato.engines.names import ENGINES, TILINGS
+from sfumato.pipeline.presets import PRESET, PRESETS
 from sfumato.pipeline.request import LongPrompts, Noise, PromptSyntax
 
 PICTURE, SAMPLING, IMAGES, MODEL, OUTPUT = "Picture", "Sampling", "From a picture", "Model", "Output"
@@ -59,6 +60,14 @@ class Flag:
 
 
 REQUEST_FLAGS = (
+    Flag(
+        name=PRESET,
+        help=f"{', '.join(PRESETS)}: how much likeness to give up for time; other flags win.",
+        panel=PICTURE,
+        metavar="NAME",
+        default="exact",
+        choices=tuple(PRESETS),
+    ),
     Flag(name="negative_prompt", short="-n", help="What the picture should not show.", panel=PICTURE),
     Flag(
         name="seed",
@@ -141,6 +150,21 @@ REQUEST_FLAGS = (
         choices=get_args(Noise),
     ),
     Flag(name="eta", help="DDIM's noise, 0 to 1.", panel=SAMPLING, metavar="X", default="0"),
+    Flag(
+        name="cache_interval",
+        help="Run all of the UNet every Nth call only (DeepCache).",
+        panel=SAMPLING,
+        metavar="N",
+        default="1",
+    ),
+    Flag(name="cache_depth", help="Outer layers the other calls still run.", panel=SAMPLING, metavar="N", default="1"),
+    Flag(
+        name="token_merging",
+        help="Share of tokens merged in the finest attention, 0 to 0.75.",
+        panel=SAMPLING,
+        metavar="X",
+        default="0",
+    ),
     Flag(name="rtol", help="Relative tolerance of dpm_adaptive.", panel=SAMPLING, metavar="X", default="0.05"),
     Flag(name="atol", help="Absolute tolerance of dpm_adaptive.", panel=SAMPLING, metavar="X", default="0.0078"),
     Flag(name="init_image", short="-i", help="Start from this picture.", panel=IMAGES, metavar="FILE"),

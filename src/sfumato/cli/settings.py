@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sfumato.cli.options import SAFETY_POLICIES, Given, SafetyPolicy
+from sfumato.cli.terminal import write_note
 from sfumato.diffusion.catalog import check_choice
 from sfumato.engines.names import ENGINES, TILINGS
 from sfumato.errors import InvalidConfig, InvalidRequest
 from sfumato.pipeline.field_text import FIELDS, field_value
+from sfumato.pipeline.presets import PRESET, gives_up, with_preset
 from sfumato.pipeline.request import Request
 from sfumato.runtime import logger
 
@@ -21,8 +24,6 @@ FILE_NAME = "sfumato.toml"
 ENVIRONMENT = "SFUMATO_"
 MAX_BYTES = 2**20
 MAX_BATCH = 1024
-
-_Made = TypeVar("_Made")
 
 _SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _OWN_TO_A_PICTURE = ("prompt", "init_image", "mask")
@@ -84,7 +85,7 @@ _KIND_NAMES: Mapping[Any, str] = {
     int | None: "a whole number",
 }
 
-KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), *_RUN_TYPES)
+KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), PRESET, *_RUN_TYPES)
 """What the environment and the files may set."""
 
 # Names in the environment that others than the settings read.
@@ -103,21 +104,33 @@ class Settings:
         """A request of these settings. `InvalidRequest` says where a wrong value was set, unless by a flag."""
         fields = {name: value for name, value in self.values.items() if name in FIELDS}
         with_changes = {"prompt": prompt, **fields, **changes}
-        return self._naming_origin(lambda: Request(**with_changes))
+        with _naming_origin(self.origins):
+            return Request(**with_changes)
+
+    def note_preset(self, requests: Sequence[Request]) -> None:
+        """One line on stderr: what these requests give up for the preset that was chosen."""
+        given_up = list(dict.fromkeys(gives_up(request) for request in requests))
+        if PRESET in self.values and given_up and given_up[0]:
+            others = " (of the first picture)" if len(given_up) > 1 else ""
+            write_note(f"preset {self.values[PRESET]}{others}: {given_up[0]}; near the exact picture, not the same")
 
     def run(self) -> RunSettings:
         """The settings that aren't a request's."""
         values = {name: value for name, value in self.values.items() if name in _RUN_TYPES}
-        return self._naming_origin(lambda: RunSettings(**values))
+        with _naming_origin(self.origins):
+            return RunSettings(**values)
 
-    def _naming_origin(self, make: Callable[[], _Made]) -> _Made:
-        try:
-            return make()
-        except InvalidRequest as error:
-            origin = self.origins.get(error.field or "")
-            if not origin:
-                raise
-            raise InvalidRequest(f"{error} (set in {origin})", field=error.field) from error
+
+@contextmanager
+def _naming_origin(origins: Mapping[str, str]) -> Iterator[None]:
+    """A refusal inside says where the value was set, unless by a flag."""
+    try:
+        yield
+    except InvalidRequest as error:
+        origin = origins.get(error.field or "")
+        if not origin:
+            raise
+        raise InvalidRequest(f"{error} (set in {origin})", field=error.field) from error
 
 
 def read_settings(
@@ -125,7 +138,8 @@ def read_settings(
 ) -> Settings:
     """Everything that was set, the strongest source winning value by value.
 
-    `given` are flags as text; input pictures among them are opened and checked. Raises `InvalidRequest`, or
+    `given` are flags as text; input pictures among them are opened and checked. A preset counts where it was set: it
+    wins over what stronger sources don't name, and loses to the values beside it. Raises `InvalidRequest`, or
     `InvalidConfig` naming the file and the key.
     """
     environment = os.environ if environment is None else environment
@@ -137,8 +151,11 @@ def read_settings(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, layer in layers:
-        values |= layer
         origins |= {name: f"{ENVIRONMENT}{name.upper()}" if origin == "the environment" else origin for name in layer}
+        with _naming_origin(origins):
+            expanded = with_preset(layer)
+        origins |= dict.fromkeys(expanded.keys() - layer.keys(), origins.get(PRESET, ""))
+        values |= {**layer, **expanded}
     return Settings(values=values, origins=origins)
 
 
@@ -201,7 +218,7 @@ def _value(name: str, text: str) -> Any:
         return secrets.randbelow(2**32)
     if name in FIELDS:
         return field_value(name, text)
-    return _READERS.get(_RUN_TYPES[name], str)(text)
+    return _READERS.get(_RUN_TYPES.get(name), str)(text)
 
 
 def _switch(text: str) -> bool | str:

@@ -71,11 +71,13 @@ def _winograd(unet: UNet, autoencoder: Autoencoder) -> Engine:
         logger.warning("engine winograd: %s; the slower winograd-plain runs instead", reason)
         return _winograd_plain(unet, autoencoder)
     pictures = ExactAutoencoder(autoencoder, kernels)
+    exact = ExactUNet(unet, kernels)
     return Engine(
         name="winograd",
-        denoise=ExactUNet(unet, kernels),
+        denoise=exact,
         encode=pictures.encode,
         decode=pictures.decode,
+        approximate=exact,
         kernels=kernels,
     )
 
@@ -86,12 +88,14 @@ def _winograd_plain(unet: UNet, autoencoder: Autoencoder) -> Engine:
 
     if reason := _unfit(unet):
         raise _CannotError(reason)
+    exact = ExactUNet(unet, TorchKernels())
     # The autoencoder's large maps of few channels gain nothing from batched products.
     return Engine(
         name="winograd-plain",
-        denoise=ExactUNet(unet, TorchKernels()),
+        denoise=exact,
         encode=autoencoder.encode,
         decode=autoencoder.decode,
+        approximate=exact,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +19,20 @@ from torch import Tensor, nn
 
 from sfumato.engines.kernels import Kernels
 from sfumato.engines.members import member, members
+from sfumato.engines.shortcuts import Shortcuts, finest_attending, walk
 from sfumato.models.unet import (
     GEGLU,
     Block,
     CrossAttention,
-    DownBlock,
     Downsample,
+    MidBlock,
     SpatialTransformer,
     TransformerBlock,
     UNet,
-    UpBlock,
     Upsample,
 )
 from sfumato.nn.resnet import ResnetBlock
+from sfumato.nn.token_merging import Matching, Merging
 
 _KEPT_CONTEXTS, _KEPT_TIMES = 4, 128
 
@@ -39,7 +41,8 @@ Channels = Mapping[ResnetBlock, Tensor]
 
 
 class ExactUNet:
-    """Called as `UNet.forward`. Weights are read where they are; change them and `forget` what was kept."""
+    """Called as `UNet.forward`, with or without shortcuts. Weights are read where they are; change them and `forget`
+    what was kept."""
 
     def __init__(self, unet: UNet, kernels: Kernels) -> None:
         self.unet, self.kernels = unet, kernels
@@ -56,33 +59,20 @@ class ExactUNet:
             self._contexts.clear()
             self._times.clear()
 
-    def __call__(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def __call__(
+        self, latents: Tensor, timesteps: Tensor, context: Tensor, shortcuts: Shortcuts | None = None
+    ) -> Tensor:
         """latents (B, in_channels, h, w), timesteps (B,), context (B, T, context_dim) → (B, out_channels, h, w)."""
+        shortcuts = shortcuts or Shortcuts()
         unet, kernels = self.unet, self.kernels
         channels = self._time_channels(timesteps)
         keys_values = self._keys_values(context)
         shared = _twice(latents, timesteps)
         x = latents[: len(latents) // 2] if shared else latents
-        run = _Run(kernels, channels, keys_values, len(latents))
+        run = _Run(kernels, channels, keys_values, len(latents), shortcuts.merging, finest_attending(unet))
         x = kernels.conv3x3(x.permute(0, 2, 3, 1).contiguous(), unet.conv_in)
-        skips = [x]
-        for down in members(unet.down_blocks, DownBlock):
-            for j in range(len(down.resnets)):
-                x = run.layer(down, j, x)
-                skips.append(x)
-            for downsample in members(down.downsamplers, Downsample):
-                x = strided(x, downsample.conv)
-                skips.append(x)
-        x = run.layer(unet.mid_block, 0, x)
-        last = member(unet.mid_block.resnets[1], ResnetBlock)
-        x = resnet(kernels, last, x, channels[last])
-        for up in members(unet.up_blocks, UpBlock):
-            for j in range(len(up.resnets)):
-                x = run.layer(up, j, torch.cat([run.whole(x), run.whole(skips.pop())], dim=-1))
-            for upsample in members(up.upsamplers, Upsample):
-                height, width = skips[-1].shape[1:3]
-                x = enlarged(kernels, x, upsample.conv, (height, width))
-        out = kernels.conv3x3(run.whole(x), unet.conv_out, norm=kernels.group_norm(run.whole(x), unet.conv_norm_out))
+        x = run.whole(walk(unet, run, x, shortcuts))
+        out = kernels.conv3x3(x, unet.conv_out, norm=kernels.group_norm(x, unet.conv_norm_out))
         return out.permute(0, 3, 1, 2).contiguous()
 
     def _keys_values(self, context: Tensor) -> KeysValues:
@@ -117,11 +107,16 @@ class ExactUNet:
         return made
 
 
+@dataclass(frozen=True, slots=True)
 class _Run:
     """One forward: `batch` is the whole batch, maps may still be its first half."""
 
-    def __init__(self, kernels: Kernels, channels: Channels, keys_values: KeysValues, batch: int) -> None:
-        self.kernels, self.channels, self.keys_values, self.batch = kernels, channels, keys_values, batch
+    kernels: Kernels
+    channels: Channels
+    keys_values: KeysValues
+    batch: int
+    merging: Merging | None
+    merged: tuple[Block, ...]
 
     def whole(self, x: Tensor) -> Tensor:
         """Both halves of a map that has been one so far."""
@@ -130,16 +125,30 @@ class _Run:
     def layer(self, block: Block, j: int, x: Tensor) -> Tensor:
         residual = member(block.resnets[j], ResnetBlock)
         x = resnet(self.kernels, residual, x, self.channels[residual])
-        return self.transformer(member(block.attentions[j], SpatialTransformer), x) if len(block.attentions) else x
+        if not len(block.attentions):
+            return x
+        merging = self.merging if block in self.merged else None
+        return self._transformer(member(block.attentions[j], SpatialTransformer), x, merging)
 
-    def transformer(self, transformer: SpatialTransformer, x: Tensor) -> Tensor:
+    def middle(self, block: MidBlock, x: Tensor) -> Tensor:
+        last = member(block.resnets[1], ResnetBlock)
+        return resnet(self.kernels, last, self.layer(block, 0, x), self.channels[last])
+
+    def halved(self, downsample: Downsample, x: Tensor) -> Tensor:
+        return strided(x, downsample.conv)
+
+    def doubled(self, upsample: Upsample, x: Tensor, skip: Tensor) -> Tensor:
+        height, width = skip.shape[1:3]
+        return enlarged(self.kernels, x, upsample.conv, (height, width))
+
+    def joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([self.whole(x), self.whole(skip)], dim=-1)
+
+    def _transformer(self, transformer: SpatialTransformer, x: Tensor, merging: Merging | None) -> Tensor:
         kernels = self.kernels
         rows = kernels.linear(x.flatten(1, 2), transformer.proj_in, norm=kernels.group_norm(x, transformer.norm))
         for block in members(transformer.transformer_blocks, TransformerBlock):
-            norm = kernels.layer_norm(rows, block.norm1)
-            layer = block.attn1
-            q, k, v = (kernels.linear(rows, part, norm=norm) for part in (layer.to_q, layer.to_k, layer.to_v))
-            rows = self._attended(layer, q, k, v, rows)
+            rows = self._to_itself(block, rows, merging.match(rows, (x.shape[1], x.shape[2])) if merging else None)
             layer = block.attn2
             q = self.whole(kernels.linear(rows, layer.to_q, norm=kernels.layer_norm(rows, block.norm2)))
             rows = self._attended(layer, q, *self.keys_values[layer], self.whole(rows))
@@ -149,7 +158,18 @@ class _Run:
         x = self.whole(x)
         return kernels.linear(rows, transformer.proj_out, residual=x.flatten(1, 2)).view(x.shape)
 
-    def _attended(self, layer: CrossAttention, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+    def _to_itself(self, block: TransformerBlock, rows: Tensor, matching: Matching | None) -> Tensor:
+        kernels, layer = self.kernels, block.attn1
+        parts = (layer.to_q, layer.to_k, layer.to_v)
+        if matching is None:
+            norm = kernels.layer_norm(rows, block.norm1)
+            q, k, v = (kernels.linear(rows, part, norm=norm) for part in parts)
+            return self._attended(layer, q, k, v, rows)
+        merged = matching.merge(block.norm1(rows))
+        q, k, v = (kernels.linear(merged, part) for part in parts)
+        return rows + matching.unmerge(self._attended(layer, q, k, v, None))
+
+    def _attended(self, layer: CrossAttention, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
         out = member(layer.to_out[0], nn.Linear)
         return self.kernels.linear(self.kernels.attention(q, k, v, layer.heads), out, residual=rows)
 

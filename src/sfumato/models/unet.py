@@ -6,8 +6,9 @@ generated from the same config in `compvis.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Self
 
 import torch
@@ -19,6 +20,7 @@ from sfumato.models.published import divisible, flags, positive, require_fields,
 from sfumato.nn.attention import attention
 from sfumato.nn.embeddings import timestep_embedding
 from sfumato.nn.resnet import ResnetBlock
+from sfumato.nn.token_merging import Matching, Merging
 from sfumato.weights.mapper import Layout
 
 
@@ -220,9 +222,14 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, N, C), context (B, T, context_dim) → (B, N, C)"""
-        x = x + self.attn1(self.norm1(x))
+    def forward(self, x: Tensor, context: Tensor, match: Callable[[Tensor], Matching] | None = None) -> Tensor:
+        """x (B, N, C), context (B, T, context_dim) → (B, N, C); `match` says which tokens attend to each other as
+        one."""
+        if match is None:
+            x = x + self.attn1(self.norm1(x))
+        else:
+            matching = match(x)
+            x = x + matching.unmerge(self.attn1(matching.merge(self.norm1(x))))
         x = x + self.attn2(self.norm2(x), context)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
@@ -239,7 +246,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, config) for _ in range(depth))
         self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, merging: Merging | None = None) -> Tensor:
         """x (B, C, H, W), context (B, T, context_dim) → (B, C, H, W)"""
         batch, channels, height, width = x.shape
         h = self.norm(x)
@@ -249,7 +256,7 @@ class SpatialTransformer(nn.Module):
         if self.linear:
             h = self.proj_in(h)
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = block(h, context, partial(merging.match, size=(height, width)) if merging else None)
         if self.linear:
             h = self.proj_out(h)
         h = h.transpose(1, 2).reshape(batch, channels, height, width)
@@ -296,9 +303,9 @@ class Block(nn.Module):
             SpatialTransformer(o, heads, depth, config) for _, o in (channels if attends else [])
         )
 
-    def layer(self, j: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def layer(self, j: int, x: Tensor, time: Tensor, context: Tensor, merging: Merging | None = None) -> Tensor:
         x = self.resnets[j](x, time)
-        return self.attentions[j](x, context) if len(self.attentions) else x
+        return self.attentions[j](x, context, merging) if len(self.attentions) else x
 
 
 class DownBlock(Block):

@@ -190,7 +190,7 @@ def guarded_predict(
 
     def guided(model: Model) -> Predict:
         return guide(
-            answers(model, conditioning, extra_channels),
+            answers(model, conditioning, request, extra_channels),
             scale=request.guidance_scale,
             weights=conditioning.weights,
             rescale=request.guidance_rescale,

@@ -12,6 +12,7 @@ from torch import Tensor
 from sfumato.diffusion.catalog import PROFILES
 from sfumato.diffusion.guidance import Answers
 from sfumato.errors import InvalidRequest
+from sfumato.pipeline.deep_cache import Forward
 from sfumato.prompt.chunks import PromptPlan, align_windows, plan_prompt, warn_of_cut
 from sfumato.prompt.contexts import encode
 
@@ -100,19 +101,21 @@ def stackable(conditionings: Sequence[Conditioning]) -> bool:
     return len(shapes) == 1
 
 
-def answers(model: Model, conditioning: Conditioning, extra_channels: Tensor | None = None) -> Answers:
-    """What `guide` calls: the UNet's answers under the conditions asked for, in one forward.
+def answers(
+    model: Model, conditioning: Conditioning, request: Request, extra_channels: Tensor | None = None
+) -> Answers:
+    """What `guide` calls in one pass: the UNet's answers under the conditions asked for, in one forward.
 
     `extra_channels` (B, 5, h, w) are an inpainting UNet's mask and masked latents, which stand behind the latents.
     """
+
+    forward = Forward(model, request)
 
     def evaluate(x_in: Tensor, t: float, which: tuple[int, ...]) -> Sequence[Tensor]:
         if extra_channels is not None:
             x_in = torch.cat([x_in, extra_channels], dim=1)
         latents = torch.cat([x_in] * len(which)).to(model.dtype)
         context = torch.cat([conditioning.contexts[i] for i in which])
-        timesteps = torch.full((len(latents),), t, dtype=torch.float32, device=latents.device)
-        answer: Tensor = model.engine.denoise(latents, timesteps, context)
-        return answer.float().chunk(len(which))
+        return forward(latents, t, context, which).float().chunk(len(which))
 
     return evaluate

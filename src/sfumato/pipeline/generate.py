@@ -22,9 +22,11 @@ from sfumato.pictures.pixels import fitting_size, picture_to_tensor
 from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.batch import Generators, batch_key, decode, encode, make_plans, noise_source
 from sfumato.pipeline.conditioning import Conditioning, encode_request, plan_prompts
+from sfumato.pipeline.deep_cache import check_shortcuts
 from sfumato.pipeline.job import Job, Picture, expand, memory_errors, opened, referenced
 from sfumato.pipeline.memory import check_memory
 from sfumato.pipeline.model import Model
+from sfumato.pipeline.presets import PRESET, with_preset
 from sfumato.pipeline.preview import Preview
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
@@ -133,6 +135,7 @@ class Pipeline:
                 )
         if self.model.inpaints and request.mask is None:
             raise InvalidRequest(f"model {self.model.name!r} is for inpainting: give it an init image and a mask")
+        check_shortcuts(self.model, resolved)
         return resolved
 
     def check(self, requests: Sequence[Request]) -> None:
@@ -152,6 +155,7 @@ class Pipeline:
         prompt: str | Request | Sequence[str | Request],
         *,
         count: int = 1,
+        preset: str | None = None,
         init_image: Picture | None = None,
         mask: Picture | None = None,
         generator: Generators | None = None,
@@ -164,13 +168,15 @@ class Pipeline:
         """Make pictures.
 
         `prompt` is a text, a `Request`, or several; `fields` are fields of `Request` (steps=20, sampler="k_lms" …)
-        that hold for all of them. Picture i of `count` takes seed + i; several prompts share the seed they are given.
+        that hold for all of them, and win over those of the `preset`. Picture i of `count` takes seed + i; several
+        prompts share the seed they are given.
         `init_image` and `mask` (white: repaint) are pictures or paths. `generator` draws all noise in the place of
         the seeds, one for all or one for each picture; `latents` (B, C, h, w) is the unit starting noise itself;
         `conditioning` (`encode_prompt`) takes the place of every prompt's own.
         Raises `InvalidRequest` before any work where it can, `Cancelled` within a step of `cancellation`.
         """
         started = time.perf_counter()
+        fields = with_preset({**fields, PRESET: preset})
         self._check_names(fields)
         pictures: dict[ImageSource, Image.Image] = {}
         for name, given in (("init_image", init_image), ("mask", mask)):

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sfumato.errors import InvalidRequest
 from sfumato.pictures.contact_sheet import contact_sheet
 from sfumato.pictures.pixels import Pixels, pixels_sha256
 from sfumato.pipeline.field_text import field_text, field_value
+from sfumato.pipeline.presets import PRESET, preset_named, with_preset
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 
@@ -27,7 +29,7 @@ _LONG_ROW = 5  # pictures; more are put into a nearly square block
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """A field of `Request` and the values it takes along an axis."""
+    """A field of `Request`, or the preset, and the values it takes along an axis."""
 
     field: str
     values: tuple[Any, ...]
@@ -48,7 +50,8 @@ def parse_axis(text: str) -> Axis:
     parts = [part.replace("\\,", ",").strip() for part in re.split(r"(?<!\\),", values)]
     if "" in parts and field not in ("prompt", "negative_prompt"):
         raise InvalidRequest(f"the axis {text!r} has an empty value: write it as field=a,b,c")
-    return Axis(field=field, values=tuple(field_value(field, part) for part in parts))
+    read = (lambda part: preset_named(part).name) if field == PRESET else partial(field_value, field)
+    return Axis(field=field, values=tuple(map(read, parts)))
 
 
 def grid_requests(request: Request, x: Axis, y: Axis | None = None) -> list[list[Request]]:
@@ -59,7 +62,7 @@ def grid_requests(request: Request, x: Axis, y: Axis | None = None) -> list[list
     if len(rows) * len(x.values) > MAX_CELLS:
         raise InvalidRequest(f"a grid of {len(rows)} × {len(x.values)} pictures: at most {MAX_CELLS} fit a sheet")
     # Both at once: a spacing may only be possible with the sampler of its own row.
-    requests = [[request.replace(**row, **{x.field: value}) for value in x.values] for row in rows]
+    requests = [[request.replace(**with_preset({**row, x.field: value})) for value in x.values] for row in rows]
     pixels = sum(_pixels(cell) for cells in requests for cell in cells)
     if pixels > MAX_PIXELS:
         raise InvalidRequest(f"a grid of {pixels:,.0f} pixels is too large for a sheet: take fewer or smaller pictures")

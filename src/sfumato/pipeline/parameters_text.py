@@ -117,6 +117,8 @@ def _image_settings(request: Request) -> dict[str, str]:
 
 def _noise_settings(request: Request) -> dict[str, str]:
     settings = {"RNG": _NOISE_NAMES.get(request.noise, "")}
+    if request.token_merging:
+        settings["Token merging ratio"] = f"{request.token_merging:g}"
     if request.eta:
         settings["Eta"] = f"{request.eta:g}"
     if request.clip_skip:

@@ -16,6 +16,7 @@ MAX_STEPS = 1000
 MAX_SIDE = 8192
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 10_000  # pictures of one prompt
+MAX_MERGING = 0.75  # three of four tokens (nn/token_merging.py)
 
 Noise = Literal["cpu", "cuda", "generator"]
 PromptSyntax = Literal["plain", "weighted"]
@@ -28,13 +29,21 @@ _CHOICES: dict[str, Collection[str]] = {
     "prompt_syntax": get_args(PromptSyntax),
     "long_prompts": get_args(LongPrompts),
 }
-_INTEGERS = {"seed": (0, MAX_SEED), "steps": (1, MAX_STEPS), "clip_skip": (0, 11), "variation_seed": (0, MAX_SEED)}
+_INTEGERS = {
+    "seed": (0, MAX_SEED),
+    "steps": (1, MAX_STEPS),
+    "clip_skip": (0, 11),
+    "variation_seed": (0, MAX_SEED),
+    "cache_interval": (1, MAX_STEPS),
+    "cache_depth": (1, 1000),
+}
 _NUMBERS = {
     "eta": (0.0, 1.0),
     "rtol": (1e-6, 1.0),
     "atol": (1e-6, 1.0),
     "guidance_scale": (0.0, 1000.0),
     "guidance_rescale": (0.0, 1.0),
+    "token_merging": (0.0, MAX_MERGING),
     "variation_strength": (0.0, 1.0),
     "strength": (0.0, 1.0),
     "upscale": (1.0, 8.0),
@@ -52,7 +61,9 @@ class Request:
     Validated when made (`InvalidRequest` names the field); `to_json` and `from_json` are exact inverses.
     `width` and `height` are pixels, None for the model's own size; `spacing` None is the profile's choice for the
     sampler; `steps` is ignored by `dpm_adaptive`, which follows `rtol` and `atol`; `strength` counts only with an
-    `init_image`; the guidance interval is a closed range of σ outside which guidance is off.
+    `init_image`; the guidance interval is a closed range of σ outside which guidance is off. Every `cache_interval`-th
+    model call runs all of the UNet, the others its `cache_depth` outermost layers over what the last whole one found
+    in the depths (DeepCache); `token_merging` is the share of tokens merged in the finest self-attentions.
     """
 
     prompt: str
@@ -68,6 +79,9 @@ class Request:
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
+    cache_interval: int = 1
+    cache_depth: int = 1
+    token_merging: float = 0.0
     width: int | None = None
     height: int | None = None
     model: str = "pocket"
@@ -110,6 +124,12 @@ class Request:
                 raise InvalidRequest(f"{name} must be an ImageSource, not {type(getattr(self, name)).__name__}")
         if self.mask is not None and self.init_image is None:
             raise InvalidRequest("mask needs an init_image to apply to")
+        if self.cache_interval > 1 and not SAMPLERS[self.sampler].takes_steps:
+            raise InvalidRequest(
+                f"cache_interval {self.cache_interval} doesn't go with sampler {self.sampler!r}, which takes the "
+                "difference for an error of its steps: choose another sampler",
+                field="cache_interval",
+            )
         if self.noise == "generator" and self.variation_strength > 0.0:
             raise InvalidRequest(
                 f"variation_strength {self.variation_strength:g} doesn't go with noise 'generator', which has no seed "

@@ -19,6 +19,7 @@ from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import Pixels, picture_to_tensor, psnr
 from sfumato.pipeline.field_text import FIELDS, field_value
 from sfumato.pipeline.load import load_pipeline
+from sfumato.pipeline.presets import PRESET, with_preset
 from sfumato.pipeline.request import Request
 from sfumato.report.evaluation.painting import load_for_evaluation
 from sfumato.report.evaluation.reference import read_folder
@@ -33,6 +34,7 @@ LOADING = tuple(
     if name not in ("model", "safety", "watermark", "token", "on_progress")
 )
 _OWN_TO_A_PAIR = ("prompt", "seed", "model", "vae", "init_image", "mask", "width", "height")
+_CHANGES = frozenset({*FIELDS, *LOADING, PRESET} - set(_OWN_TO_A_PAIR))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +53,21 @@ class Side:
 
 
 def parse_side(source: str, changes: Sequence[str]) -> Side:
-    """A side from its source and texts such as `steps=20` and `dtype=bfloat16`. `InvalidRequest` names a wrong one."""
+    """A side from its source and texts such as `steps=20`, `preset=fast` and `dtype=bfloat16`. `InvalidRequest` names a
+    wrong one."""
     fields: dict[str, Any] = {}
     loading: dict[str, Any] = {}
     for change in changes:
         name, equals, text = change.partition("=")
         name = name.strip().replace("-", "_")
-        if not equals or (name not in FIELDS and name not in LOADING) or name in _OWN_TO_A_PAIR:
-            known = sorted({*(set(FIELDS) - set(_OWN_TO_A_PAIR)), *LOADING})
+        if not equals or name not in _CHANGES:
+            known = sorted(_CHANGES)
             raise InvalidRequest(f"change {change!r}: write FIELD=VALUE, with a field of {', '.join(known)}")
         if name in LOADING:
             loading[name] = _typed(name, text)
         else:
-            fields[name] = field_value(name, text)
-    return Side(source=source, fields=fields, loading=loading)
+            fields[name] = text if name == PRESET else field_value(name, text)
+    return Side(source=source, fields=with_preset(fields), loading=loading)
 
 
 def paint_side(
