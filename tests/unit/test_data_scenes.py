@@ -309,3 +309,20 @@ def test_one_subject_is_enough_for_training_and_may_not_be_for_what_is_held_out(
     assert free, "no subject without a colour that is held out: take other labels for the tests"
     with pytest.raises(DataError, match="take more subjects"):
         SceneSet(emoji=emoji, subjects=free, seed=0, length=1, part="held-out").scene(0)
+
+
+def test_without_play_an_object_is_always_where_it_was(emoji: EmojiSet) -> None:
+    mix = SceneMix(single=0, place=1, count=1, pair=1, on=0, riding=0, filling=1, plain=1.0, play=False)
+    boxes: dict[tuple[object, ...], set[tuple[int, ...]]] = {}
+    scenes = scene_set(emoji, mix=mix)
+    for index in range(400):
+        scene = scenes.scene(index)
+        place = (scene.kind, scene.place, scene.relation, len(scene.objects))
+        for number, placed in enumerate(scene.objects):
+            boxes.setdefault((*place, number, placed.subject.key), set()).add(placed.box)
+            if scene.place == "centre":
+                left, top, right, bottom = placed.box
+                assert max(right - left, bottom - top) == 124
+                assert abs(left + right - 128) <= 1 and abs(top + bottom - 128) <= 1
+    assert {len(found) for found in boxes.values()} == {1}
+    assert {key[1] for key in boxes} > {"centre", "left"}

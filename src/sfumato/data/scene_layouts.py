@@ -14,6 +14,7 @@ from sfumato.data.sprites import Sprite
 from sfumato.data.streams import Stream
 
 SIDE = 128
+FILLING = 124  # the drawing as it is, but for the border
 LARGE = (88, 100, 112)  # alone in the middle
 SMALL = (56, 60)  # beside something, or in one half of the picture
 MOUNT = (76, 84)
@@ -53,23 +54,32 @@ _SIDES: Mapping[str, tuple[str, str]] = {
 }
 
 
-def place_single(sprite: Sprite, place: str, stream: Stream) -> Spot:
-    """One object: large in the middle, small in a half."""
-    size = stream.choice(LARGE if place == "centre" else SMALL)
-    return _around(sprite, size, _PLACES[place], stream)
+def place_filling(sprite: Sprite) -> Spot:
+    """One object from border to border."""
+    width, height = sprite.size(FILLING)
+    return Spot(FILLING, (SIDE - width) // 2, (SIDE - height) // 2)
 
 
-def place_several(sprite: Sprite, number: int, stream: Stream) -> list[Spot]:
+def place_single(sprite: Sprite, place: str, stream: Stream, *, play: bool = True) -> Spot:
+    """One object: large in the middle, small in a half. Without `play` always at one size and place, here as below."""
+    size = _size(LARGE if place == "centre" else SMALL, stream, play)
+    return _around(sprite, size, _PLACES[place], stream, play)
+
+
+def place_several(sprite: Sprite, number: int, stream: Stream, *, play: bool = True) -> list[Spot]:
     """Two beside or above one another, three in a triangle, four in a square; all of one size."""
-    size = stream.choice(SMALL)
-    return [_around(sprite, size, centre, stream) for centre in stream.choice(_COUNTS[number])]
+    size = _size(SMALL, stream, play)
+    centres = stream.choice(_COUNTS[number]) if play else _COUNTS[number][0]
+    return [_around(sprite, size, centre, stream, play) for centre in centres]
 
 
-def place_beside(first: Sprite, second: Sprite, relation: str, stream: Stream) -> tuple[Spot, Spot]:
+def place_beside(
+    first: Sprite, second: Sprite, relation: str, stream: Stream, *, play: bool = True
+) -> tuple[Spot, Spot]:
     """Two objects in opposite halves."""
-    size = stream.choice(SMALL)
+    size = _size(SMALL, stream, play)
     a, b = (_PLACES[side] for side in _SIDES[relation])
-    return _around(first, size, a, stream), _around(second, size, b, stream)
+    return _around(first, size, a, stream, play), _around(second, size, b, stream, play)
 
 
 def place_on(upper: Sprite, lower: Sprite, stream: Stream) -> tuple[Spot, Spot]:
@@ -108,11 +118,15 @@ def place_riding(rider: Sprite, mount: Sprite, stream: Stream) -> tuple[Spot, Sp
     )
 
 
-def _around(sprite: Sprite, size: int, centre: tuple[float, float], stream: Stream) -> Spot:
+def _size(sizes: tuple[int, ...], stream: Stream, play: bool) -> int:
+    return stream.choice(sizes) if play else sizes[0]
+
+
+def _around(sprite: Sprite, size: int, centre: tuple[float, float], stream: Stream, play: bool) -> Spot:
     """Near a centre, never over the picture's middle line unless that is where the centre is."""
     width, height = sprite.size(size)
-    left = round(centre[0] * SIDE) - width // 2 + stream.between(-_PLAY, _PLAY)
-    top = round(centre[1] * SIDE) - height // 2 + stream.between(-_PLAY, _PLAY)
+    left = round(centre[0] * SIDE) - width // 2 + (stream.between(-_PLAY, _PLAY) if play else 0)
+    top = round(centre[1] * SIDE) - height // 2 + (stream.between(-_PLAY, _PLAY) if play else 0)
     return Spot(size, _within_half(left, width, centre[0]), _within_half(top, height, centre[1]))
 
 

@@ -17,7 +17,16 @@ from PIL import Image
 from sfumato.data.emoji import Subject
 from sfumato.data.permutation import order_key, permuted
 from sfumato.data.samples import Dataset, Record, Sample
-from sfumato.data.scene_layouts import SIDE, Spot, place_beside, place_on, place_riding, place_several, place_single
+from sfumato.data.scene_layouts import (
+    SIDE,
+    Spot,
+    place_beside,
+    place_filling,
+    place_on,
+    place_riding,
+    place_several,
+    place_single,
+)
 from sfumato.data.scene_words import count_captions, pair_captions, single_captions
 from sfumato.data.sprites import Sprites
 from sfumato.data.streams import Stream, share
@@ -59,7 +68,7 @@ _MOUNTS = frozenset({
 })  # fmt: skip
 _BUSY = ("feeding", "pregnant", "holding")  # people whose picture shows something else as well
 
-Kind = Literal["single", "place", "count", "pair", "on", "riding"]
+Kind = Literal["single", "place", "count", "pair", "on", "riding", "filling"]
 Part = Literal["train", "held-out"]
 
 
@@ -73,6 +82,8 @@ class SceneMix:
     pair: Annotated[float, "two objects side by side"] = 0.25
     on: Annotated[float, "one object standing on another"] = 0.05
     riding: Annotated[float, "a rider on a mount"] = 0.05
+    filling: Annotated[float, "one object from border to border, as it was drawn"] = 0.0
+    play: Annotated[bool, "objects of a kind vary a little in size and place"] = True
     plain: Annotated[float, "share of white backgrounds, among all scenes"] = 0.35
 
     def __post_init__(self) -> None:
@@ -274,13 +285,27 @@ def _single(scenes: SceneSet, first: Subject, stream: Stream, block: int) -> Sce
     return _one(scenes, first, "centre", stream)
 
 
+def _centred(scenes: SceneSet, first: Subject, stream: Stream, block: int) -> Scene:
+    """One object as the mix shows them: in the middle, or from border to border where it has only those."""
+    return (_single if scenes.mix.single else _filling)(scenes, first, stream, block)
+
+
 def _in_a_half(scenes: SceneSet, first: Subject, stream: Stream, block: int) -> Scene:
     return _one(scenes, first, stream.choice(_HALVES), stream)
 
 
 def _one(scenes: SceneSet, first: Subject, place: str, stream: Stream) -> Scene:
     background = scenes.background([first], stream)
-    spot = place_single(scenes.sprites[first.index], place, stream)
+    spot = place_single(scenes.sprites[first.index], place, stream, play=scenes.mix.play)
+    return _alone(scenes, first, place, background, spot)
+
+
+def _filling(scenes: SceneSet, first: Subject, stream: Stream, block: int) -> Scene:
+    background = scenes.background([first], stream)
+    return _alone(scenes, first, "centre", background, place_filling(scenes.sprites[first.index]))
+
+
+def _alone(scenes: SceneSet, first: Subject, place: str, background: str, spot: Spot) -> Scene:
     return Scene(
         kind="single" if place == "centre" else "place",
         style=first.style,
@@ -294,10 +319,10 @@ def _one(scenes: SceneSet, first: Subject, place: str, stream: Stream) -> Scene:
 
 def _several(scenes: SceneSet, first: Subject, stream: Stream, block: int) -> Scene:
     if first.noun.plural is None:
-        return _single(scenes, first, stream, block)
+        return _centred(scenes, first, stream, block)
     number = stream.between(2, 4)
     background = scenes.background([first], stream)
-    spots = place_several(scenes.sprites[first.index], number, stream)
+    spots = place_several(scenes.sprites[first.index], number, stream, play=scenes.mix.play)
     return Scene(
         kind="count",
         style=first.style,
@@ -314,7 +339,9 @@ def _pair(scenes: SceneSet, first: Subject, stream: Stream, block: int) -> Scene
     if second is None:
         return _in_a_half(scenes, first, stream, block)
     relation = stream.choice(_BESIDE)
-    spots = place_beside(scenes.sprites[first.index], scenes.sprites[second.index], relation, stream)
+    spots = place_beside(
+        scenes.sprites[first.index], scenes.sprites[second.index], relation, stream, play=scenes.mix.play
+    )
     return _two(scenes, "pair", (first, second), spots, relation, stream)
 
 
@@ -329,7 +356,7 @@ def _standing(scenes: SceneSet, first: Subject, stream: Stream, block: int) -> S
 def _riding(scenes: SceneSet, first: Subject, stream: Stream, block: int) -> Scene:
     found = scenes.riding(first.style, stream)
     if found is None:
-        return _single(scenes, first, stream, block)
+        return _centred(scenes, first, stream, block)
     rider, mount = found
     spots = place_riding(scenes.sprites[rider.index], scenes.sprites[mount.index], stream)
     return _two(scenes, "riding", (rider, mount), spots, "riding", stream)
@@ -362,4 +389,5 @@ _PLANS: Mapping[Kind, Plan] = {
     "pair": _pair,
     "on": _standing,
     "riding": _riding,
+    "filling": _filling,
 }
