@@ -96,9 +96,9 @@ def emoji_sample(label: str, style: str, number: int) -> Sample:
     return Sample(key=f"{style}-1f{number:03x}", captions=(), fields=fields, picture=picture)
 
 
-def emoji_set(folder: Path) -> EmojiSet:
-    """Every label in every style, in shards of ten."""
-    samples = [emoji_sample(label, style, i) for style in STYLES for i, label in enumerate(LABELS)]
+def emoji_set(folder: Path, styles: Sequence[str] = STYLES) -> EmojiSet:
+    """Every label in each style, in shards of ten."""
+    samples = [emoji_sample(label, style, i) for style in styles for i, label in enumerate(LABELS)]
     source = Pictures(samples)
     write_shards(source, as_stored(source), folder, name="emoji", samples_per_shard=10)
     return open_emoji(folder)

@@ -83,12 +83,12 @@ def test_a_data_sets_captions_and_pictures(tmp_path: Path) -> None:
 
 
 def test_scenes_are_held_out_ones(tmp_path: Path) -> None:
-    emoji_set(tmp_path / "shards")
+    emoji_set(tmp_path / "shards", ("twemoji", "noto"))
     scenes = held_out_scenes(tmp_path / "shards", 12, 0)
     prompts, _ = caption_prompts(scenes, 12, seed=0)
     for prompt in prompts.prompts:
         labels = [thing["label"] for thing in prompt.fields["objects"]]
-        assert is_held_out(prompt.fields["background"], labels)
+        assert is_held_out(prompt.fields["background"], labels) and prompt.fields["style"] == "twemoji"
 
 
 def test_the_cards_protocol_is_the_cards() -> None:

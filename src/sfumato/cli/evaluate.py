@@ -67,7 +67,10 @@ def prompts(
     count: Annotated[int, typer.Option("--count", "-c", metavar="N", help="Prompts to draw.")] = 10_000,
     seed: Annotated[int, typer.Option(metavar="N", help="Which are drawn.")] = 0,
     scenes: Annotated[
-        bool, typer.Option("--scenes", metavar="", help="Held-out scenes composed of the emoji set in the folder.")
+        bool,
+        typer.Option(
+            "--scenes", metavar="", help="Held-out scenes composed of the emoji set in the folder, as pocket's are."
+        ),
     ] = False,
     pictures: Annotated[
         Path | None,

@@ -63,6 +63,8 @@ EPOCH = 2**20  # scenes; more than the budget sees, so that none comes twice
 AUTOENCODER_MIX = SceneMix(single=0.7, place=0.05, count=0.1, pair=0.1, on=0.025, riding=0.025, plain=0.5)
 _WARM_STEPS, _TIMED_STEPS = 10, 30
 _WORD_SCENES = 8192  # scenes whose captions the tokenizer learns from, beside the drawings'
+STYLES = ("twemoji",)
+
 # Each object at one size and place of a kind: so few weights learn seven cells as they are, not their every shift.
 MIX = SceneMix(
     single=0.0, filling=0.6, place=0.1, count=0.12, pair=0.15, on=0.015, riding=0.015, plain=0.55, play=False
@@ -86,7 +88,7 @@ class Pocket:
     emoji: Path
     folder: Path
     recipe: Recipe = field(default_factory=lambda: POCKET)
-    styles: tuple[str, ...] = ("twemoji",)
+    styles: tuple[str, ...] = STYLES
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     processes: int = 1
     encoded: int = 65_536  # scenes

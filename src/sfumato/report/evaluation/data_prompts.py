@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sfumato.data.emoji import STYLE_WORDS, open_emoji
+from sfumato.data.emoji import open_emoji
 from sfumato.data.opening import open_dataset
 from sfumato.data.samples import Dataset
 from sfumato.data.scenes import SceneSet
@@ -17,13 +17,16 @@ from sfumato.files import plain_name
 from sfumato.pictures.pixels import Pixels
 from sfumato.pipeline.saving import save_picture
 from sfumato.report.evaluation.prompts import Prompt, PromptList, pinned
+from sfumato.train.pocket import MIX, STYLES
 
 
 def held_out_scenes(folder: Path, count: int, seed: int) -> SceneSet:
-    """Composed scenes of the emoji set in `folder`, all of combinations that training never shows."""
+    """Scenes of the emoji set in `folder`, composed as the embedded model's are, all of combinations that its training
+    never shows."""
     emoji = open_emoji(folder)
-    subjects = emoji.split("train", tuple(STYLE_WORDS))
-    return SceneSet(emoji=emoji, subjects=subjects, seed=seed, length=count, part="held-out")
+    return SceneSet(
+        emoji=emoji, subjects=emoji.split("train", STYLES), seed=seed, length=count, mix=MIX, part="held-out"
+    )
 
 
 def dataset_at(folder: Path) -> Dataset:
