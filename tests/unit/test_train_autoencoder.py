@@ -126,6 +126,33 @@ def test_the_decoder_alone_learns_and_the_latents_stay(tmp_path: Path) -> None:
         assert torch.equal(tensor, first[name]) == known, name
 
 
+def test_latents_are_blurred_by_a_share_of_the_most_that_each_sample_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = Shapes(8, 64)
+    most, numbers = 0.5, range(6)
+
+    def decoded(noise: float, numbers: range) -> torch.Tensor:
+        config = dataclasses.replace(tiny(), crop=64, latent_noise=noise)
+        task, seen = AutoencoderTask(config, shapes), []
+        torch.manual_seed(0)
+        module = task.build()
+        assert isinstance(module, TrainedAutoencoder)
+        decode = module.autoencoder.decode
+        monkeypatch.setattr(module.autoencoder, "decode", lambda z: (seen.append(z), decode(z))[1])
+        draws = Draws(0, 0, numbers)
+        task.loss(module, task.load(draws), draws)
+        return seen[0]
+
+    added = decoded(most, numbers) - decoded(0.0, numbers)
+    shares = torch.tensor(
+        [float(torch.rand((), generator=Draws(0, 0, [n]).generator("latent noise share", n))) for n in numbers]
+    )
+    torch.testing.assert_close(added.std(dim=(1, 2, 3)), most * shares, rtol=0.05, atol=1e-4)
+    alone = decoded(most, range(2, 3)) - decoded(0.0, range(2, 3))
+    torch.testing.assert_close(alone[0], added[2], rtol=0, atol=1e-5)
+    with pytest.raises(InvalidConfig, match="latent_noise"):
+        dataclasses.replace(tiny(), latent_noise=-0.1)
+
+
 def test_equivariance_pairs_a_latent_cell_with_its_pixels() -> None:
     """On latents that are the pooled picture itself, both sides stay so under every transform."""
     picture = torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -72,6 +72,7 @@ class AutoencoderTraining:
     first_logvar: Annotated[float, "of the posterior in the first weights: near 0 its noise hides the picture"] = 0.0
     swap_colours: Annotated[float, "share of pictures whose colour channels are shuffled, for sets of few hues"] = 0.0
     decoder_only: Annotated[bool, "leave the encoder as it is, for the sake of a UNet that knows its latents"] = False
+    latent_noise: Annotated[float, "most noise added to latents, so that the decoder forgives a UNet's errors"] = 0.0
     run: Annotated[RunConfig, "how the run is conducted"] = field(default_factory=RunConfig)
     data: Annotated[DataConfig, "which samples are trained on"] = field(default_factory=DataConfig)
     model: Annotated[AutoencoderConfig, "the autoencoder's shape"] = field(default_factory=AutoencoderConfig)
@@ -83,6 +84,8 @@ class AutoencoderTraining:
             raise InvalidConfig(f"crop = {self.crop} must be a multiple of {factor}, the autoencoder's factor")
         if not 0.0 <= self.swap_colours <= 1.0:
             raise InvalidConfig(f"swap_colours = {self.swap_colours} must be from 0 to 1")
+        if self.latent_noise < 0.0:
+            raise InvalidConfig(f"latent_noise = {self.latent_noise} must be 0 or more")
 
 
 class TrainedAutoencoder(nn.Module):
@@ -144,6 +147,8 @@ class AutoencoderTask:
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         noise = draws.normal("posterior", mean.shape[1:]).to(mean.device)
         latents = mean + torch.exp(0.5 * logvar) * noise
+        if self.config.latent_noise:
+            latents = latents + self._latent_noise(draws, latents)
         count = round(weights.equivariant * len(pictures))
         pairs = [(latents[count:], pictures[count:])]
         if count:
@@ -167,6 +172,11 @@ class AutoencoderTask:
             added, judged = self._adversarial(module, reconstruction, outputs[0], pairs[0][1])
             loss, measured = loss + added, {**measured, **judged}
         return loss, measured
+
+    def _latent_noise(self, draws: Draws, latents: Tensor) -> Tensor:
+        """As much for each sample as chance says, from none to the most."""
+        deviation = self.config.latent_noise * draws.uniform("latent noise share")[:, None, None, None]
+        return (deviation * draws.normal("latent noise", latents.shape[1:])).to(latents.device)
 
     def _distances(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The reconstruction's terms, by the names of their weights."""

@@ -253,9 +253,13 @@ class Pocket:
         found = [s for split in ("held-out-picture", "held-out-label") for s in self._emoji.split(split, self.styles)]
         return Subset(self._emoji, [subject.index for subject in found])
 
-    def _scenes(self) -> SceneSet:
+    def _scenes(self, seed: int = 1, length: int | None = None) -> SceneSet:
         subjects = self._emoji.split("train", self.styles)
-        return SceneSet(emoji=self._emoji, subjects=subjects, seed=1, length=self.encoded, mix=MIX)
+        return SceneSet(emoji=self._emoji, subjects=subjects, seed=seed, length=length or self.encoded, mix=MIX)
+
+    def _pictures(self, name: str, seed: int) -> Dataset:
+        """What a stage of the autoencoder sees: all there is, but the last one what the diffusion model paints."""
+        return self._scenes(seed, EPOCH) if name == DECODER else autoencoder_scenes(self._emoji, seed)
 
     def _training(self, name: str) -> Training:
         """The stage's config: the recipe's, or what the stage began with where that differs."""
@@ -282,7 +286,7 @@ class Pocket:
 
     def _task(self, name: str, training: Training) -> Task:
         if isinstance(training, AutoencoderTraining):
-            scenes = self._drawn(autoencoder_scenes(self._emoji, training.run.seed), name)
+            scenes = self._drawn(self._pictures(name, training.run.seed), name)
             return AutoencoderTask(training, scenes, held_out_pictures(self._emoji, 64))
         latents, held_out = self.moments(_ENCODED[name]), self.moments("held-out")
         if isinstance(training, TextTraining):
