@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench card peers gpu-test gpu-train clean
+.PHONY: help demo test check format bench card peers gpu-test gpu-bench gpu-train clean
 
 help:
 	@echo "make demo    make a picture with the embedded model and say where it is"
@@ -16,6 +16,7 @@ help:
 	@echo "make card    the embedded model's README.md anew, from its weights and card.toml"
 	@echo "make peers   compare the metrics with torch-fidelity, clean-fid, torchmetrics… in an environment of their own"
 	@echo "make gpu-test   the tests that need a GPU, with this machine's own python3 and torch: no environment, no download"
+	@echo "make gpu-bench  those tests, then the speed beside diffusers eager and compiled, into GPU_JSON=; under 8 minutes"
 	@echo "make gpu-train  train the embedded model within MINUTES=25 from the shards in EMOJI=, into RUN= and PARTS="
 	@echo "PYTHON=python3.12 chooses the interpreter; PIP_ARGS is passed to pip (an index with CPU-only torch, say)"
 
@@ -81,6 +82,13 @@ PART_MB ?= 16
 
 gpu-test:
 	$(GPU_PYTHON) -m pytest -m gpu tests/gpu
+
+# diffusers is compared with where that python3 has it, or from the wheels in GPU_WHEELS=; nothing is downloaded.
+GPU_JSON ?= gpu-bench.json
+GPU_WHEELS ?=
+
+gpu-bench:
+	$(GPU_PYTHON) -m benchmarks.gpu --out $(GPU_JSON) $(if $(GPU_WHEELS),--wheels $(GPU_WHEELS))
 
 # Called again, it goes on. Whatever it got to, the newest weights are left in $(PARTS): cat them together, and untar.
 gpu-train:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import diffusers
@@ -122,13 +123,12 @@ def test_ratios_are_of_the_rounds_and_shares_of_the_peak_in_the_same_dtype() -> 
     assert results.share_of_peak(rows[2]) == 0.5
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-def test_who_fails_or_is_absent_says_so_and_the_others_are_measured(model: Path, tmp_path: Path, fresh: bool) -> None:
+def test_who_fails_or_is_absent_says_so_and_the_others_are_measured(model: Path, tmp_path: Path) -> None:
     """diffusers' pipelines are folders: a single file is what it can't load."""
     file = tmp_path / "one.safetensors"
     convert(model, file, layout="compvis")
     absent = Contender(name="absent", kind="engine", about="", packages=("no_such_package",), extra="bench")
-    plan = Plan(model="tiny", rounds=2, threads=1, what=("step", "decode"), fresh=fresh)
+    plan = Plan(model="tiny", rounds=2, threads=1, what=("step", "decode"))
     turns: list[str] = []
     contenders = [catalog()["diffusers"], absent, catalog()["eager"], catalog()["winograd-plain"]]
     results = measure(plan, contenders, file, on_turn=turns.append)
@@ -137,7 +137,7 @@ def test_who_fails_or_is_absent_says_so_and_the_others_are_measured(model: Path,
     assert lacking.why_not == "pip install 'sfumato[bench]'"
     assert (eager.runs, plain.runs) == ("eager", "winograd-plain")
     assert [len(eager.seconds[what]) for what in ("step", "decode")] == [2, 2]
-    assert [len(row.load) for row in (eager, plain)] == [2 if fresh else 1] * 2
+    assert [len(row.load) for row in (eager, plain)] == [1, 1]
     assert eager.error == 0.0
     assert plain.error is not None and 0.0 < plain.error < 1e-5
     assert eager.peak is not None and eager.peak > 50e6
@@ -147,3 +147,17 @@ def test_who_fails_or_is_absent_says_so_and_the_others_are_measured(model: Path,
     picture = plot(made, ".svg")
     assert picture == plot(made, ".svg")
     assert b"winograd-plain" in picture and b"absent" not in picture
+
+
+def test_a_new_process_every_turn_and_an_engine_that_another_runs_for(model: Path) -> None:
+    plan = Plan(model="tiny", rounds=2, threads=1, fresh=True, dtype="bfloat16")
+    eager, plain = measure(plan, [catalog()["eager"], catalog()["winograd-plain"]], model).rows
+    assert (len(eager.load), len(eager.seconds["step"]), eager.dtype) == (2, 2, "bfloat16")
+    assert plain.why_not == "eager runs in its place here"
+
+
+def test_who_has_no_time_left_gets_no_turn(model: Path) -> None:
+    (row,) = measure(Plan(model="tiny"), [catalog()["eager"]], model, until=time.monotonic()).rows
+    assert row.why_not == "the time was over before its turn"
+    (row,) = measure(Plan(model="tiny"), [catalog()["eager"]], model, patience=0.05).rows
+    assert row.why_not == "it took longer than the 0 s there were"

@@ -25,13 +25,15 @@ OnTurn = Callable[[str], None]
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """What was seen of one contender. `why_not` says why nothing was. Seconds are lists, one a round; memory is bytes.
+    """What was seen of one contender. `why_not` says why nothing was; `ended`, why no more was after some rounds.
 
-    `error` is the relative difference of its first step's answer to the first contender's. `runs` is what computed.
+    Seconds are lists, one a round; memory is bytes. `error` is the relative difference of its first step's answer to
+    the first contender's. `runs` is what computed.
     """
 
     contender: Contender
     why_not: str = ""
+    ended: str = ""
     runs: str = ""
     dtype: str = ""
     imports: list[float] = field(default_factory=list)
@@ -86,11 +88,20 @@ class Results:
         return gflops / peak if gflops and peak else None
 
 
-def measure(plan: Plan, contenders: Sequence[Contender], model: Path, *, on_turn: OnTurn = lambda _: None) -> Results:
+def measure(
+    plan: Plan,
+    contenders: Sequence[Contender],
+    model: Path,
+    *,
+    on_turn: OnTurn = lambda _: None,
+    patience: float | None = None,
+    until: float | None = None,
+) -> Results:
     """Measure the contenders on the model at that path.
 
-    One that isn't installed, or fails, has a row that says why, and the others go on. Raises `ContenderFailed` where
-    the machine itself can't be measured.
+    One that isn't installed, fails, or takes more than `patience` seconds for one answer has a row that says why, and
+    the others go on. After `until`, on `time.monotonic`'s clock, nobody gets another turn. Raises `ContenderFailed`
+    where the machine itself can't be measured.
     """
     on_turn("reading the model once, so that all find it in the file cache")
     _warm(model)
@@ -99,44 +110,64 @@ def measure(plan: Plan, contenders: Sequence[Contender], model: Path, *, on_turn
     with answers_folder() as answers, contextlib.ExitStack() as everyone:
         on_turn("measuring the machine")
         machine = everyone.enter_context(worker(MACHINE, plan, model, answers / MACHINE))
+        session = _Session(plan=plan, rows=rows, model=model, answers=answers)
         gemm: dict[str, float] = {}
-        workers: dict[str, Worker] = {}
-        for number in range(plan.rounds):
-            for row in rows:
-                if row.why_not:
-                    continue
-                on_turn(f"round {number + 1} of {plan.rounds}: {row.contender.name}")
-                with contextlib.ExitStack() as only_now:
-                    _turn(row, plan, model, answers, workers, only_now if fresh else everyone)
-                    if fresh:
-                        workers.pop(row.contender.name, None)
-                if not row.why_not:
-                    time.sleep(_CALM)
-                    best = machine.ask("gemm", row.dtype)["gflops"]
-                    gemm[row.dtype] = max(best, gemm.get(row.dtype, 0.0))
+        for number, row in ((number, row) for number in range(plan.rounds) for row in rows):
+            if row.why_not or row.ended:
+                continue
+            left = _least(patience, until - time.monotonic() if until is not None else None)
+            on_turn(f"round {number + 1} of {plan.rounds}: {row.contender.name}")
+            with contextlib.ExitStack() as only_now:
+                session.turn(row, only_now if fresh else everyone, left)
+                if fresh:
+                    session.workers.pop(row.contender.name, None)
+            if row.dtype:
+                time.sleep(_CALM)
+                best = machine.ask("gemm", row.dtype)["gflops"]
+                gemm[row.dtype] = max(best, gemm.get(row.dtype, 0.0))
         _compare(rows, answers)
         facts = dict(machine.first)
         return Results(plan=plan, machine=facts, operations=facts.pop("operations"), gemm=gemm, rows=rows, fresh=fresh)
 
 
-def _turn(
-    row: Row, plan: Plan, model: Path, answers: Path, workers: dict[str, Worker], stack: contextlib.ExitStack
-) -> None:
-    """One contender's turn in one round; it loads first where it isn't there."""
-    name = row.contender.name
-    try:
-        if name not in workers:
-            workers[name] = stack.enter_context(worker(name, plan, model, answers / f"{name}.npy"))
-            _note_load(row, workers[name].first)
-        for what, count in (("step", plan.steps), ("decode", None), ("image", plan.image_steps)):
-            if what in plan.what:
-                answer = workers[name].ask(what, count)
-                row.seconds.setdefault(what, []).append(answer["seconds"])
-                row.processor_seconds.setdefault(what, []).append(answer["processor_seconds"])
-                _note_memory(row, answer)
-    except ContenderFailed as error:
-        row.why_not = str(error)
-        logger.warning("contender %s: %s", name, error)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Session:
+    """What one contender's turn needs: who takes part, where things are, and the processes there are."""
+
+    plan: Plan
+    rows: Sequence[Row]
+    model: Path
+    answers: Path
+    workers: dict[str, Worker] = field(default_factory=dict)
+
+    def turn(self, row: Row, stack: contextlib.ExitStack, patience: float | None) -> None:
+        """One contender's turn in one round; it loads first where it isn't there, into a process of that stack."""
+        name, plan = row.contender.name, self.plan
+        try:
+            if patience is not None and patience <= 0:
+                raise ContenderFailed("the time was over before its turn")
+            if name not in self.workers:
+                answer = self.answers / f"{name}.npy"
+                self.workers[name] = stack.enter_context(worker(name, plan, self.model, answer, patience=patience))
+                _note_load(row, self.workers[name].first)
+            if row.runs != name and any(other.contender.name == row.runs for other in self.rows):
+                raise ContenderFailed(f"{row.runs} runs in its place here")
+            for what, count in (("step", plan.steps), ("decode", None), ("image", plan.image_steps)):
+                if what in plan.what:
+                    seen = self.workers[name].ask(what, count, patience=patience)
+                    row.seconds.setdefault(what, []).append(seen["seconds"])
+                    row.processor_seconds.setdefault(what, []).append(seen["processor_seconds"])
+                    _note_memory(row, seen)
+        except ContenderFailed as error:
+            if all(row.seconds.get(what) for what in plan.what):
+                row.ended = str(error)
+            else:
+                row.why_not = str(error)
+            logger.warning("contender %s: %s", name, error)
+
+
+def _least(*values: float | None) -> float | None:
+    return min((value for value in values if value is not None), default=None)
 
 
 def _note_load(row: Row, first: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +33,13 @@ class Worker:
     errors: IO[bytes]
     first: dict[str, Any]
 
-    def ask(self, do: str, argument: object = None) -> dict[str, Any]:
-        """Have it take its turn. Raises `ContenderFailed`."""
-        return _exchange(self.process, self.errors, {"do": do, "with": argument})
+    def ask(self, do: str, argument: object = None, *, patience: float | None = None) -> dict[str, Any]:
+        """Have it take its turn, in `patience` seconds. Raises `ContenderFailed`."""
+        return _exchange(self.process, self.errors, {"do": do, "with": argument}, patience)
 
 
 @contextlib.contextmanager
-def worker(name: str, plan: Plan, model: Path, answer: Path) -> Iterator[Worker]:
+def worker(name: str, plan: Plan, model: Path, answer: Path, *, patience: float | None = None) -> Iterator[Worker]:
     """A contender in a process of its own for the time of the block. Raises `ContenderFailed` where it doesn't load.
 
     `answer` is the file for what its first step gave. The process is in a session of its own, so that Ctrl-C reaches
@@ -59,24 +60,48 @@ def worker(name: str, plan: Plan, model: Path, answer: Path) -> Iterator[Worker]
         )
         try:
             orders = {"contender": name, "plan": plan.to_values(), "model": str(model), "answer": str(answer)}
-            yield Worker(process=process, errors=errors, first=_exchange(process, errors, orders))
+            yield Worker(process=process, errors=errors, first=_exchange(process, errors, orders, patience))
         finally:
             _end(process)
 
 
-def _exchange(process: subprocess.Popen[str], errors: IO[bytes], order: dict[str, Any]) -> dict[str, Any]:
+def _exchange(
+    process: subprocess.Popen[str], errors: IO[bytes], order: dict[str, Any], patience: float | None
+) -> dict[str, Any]:
     assert process.stdin is not None and process.stdout is not None
     line = ""
-    with contextlib.suppress(BrokenPipeError):  # it died: why is said below
-        process.stdin.write(json.dumps(order) + "\n")
+    with contextlib.suppress(BrokenPipeError), _killed_after(process, patience) as late:
+        process.stdin.write(json.dumps(order) + "\n")  # a broken pipe: it died, and why is said below
         process.stdin.flush()
         line = process.stdout.readline()
+    if late.is_set():
+        raise ContenderFailed(f"it took longer than the {patience:.0f} s there were")
     if not line:
         raise ContenderFailed(f"its process ended ({_reason(process, errors)})")
     answer: dict[str, Any] = json.loads(line)
     if "failed" in answer:
         raise ContenderFailed(str(answer["failed"]))
     return answer
+
+
+@contextlib.contextmanager
+def _killed_after(process: subprocess.Popen[str], patience: float | None) -> Iterator[threading.Event]:
+    """The process for the time of the block, and no longer than that; the event says that it was too slow."""
+    late = threading.Event()
+    if patience is None:
+        yield late
+        return
+
+    def kill() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(max(patience, 0.0), kill)
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
 
 
 def _reason(process: subprocess.Popen[str], errors: IO[bytes]) -> str:

@@ -36,6 +36,7 @@ def _row(results: Results, row: Row) -> dict[str, Any]:
     if row.why_not:
         return about | {"not_measured": row.why_not}
     return about | {
+        "ended": row.ended or None,
         "runs": row.runs,
         "dtype": row.dtype,
         "imports": row.imports,

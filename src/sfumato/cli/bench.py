@@ -187,6 +187,8 @@ def _write(results: Results) -> None:
     for row in results.rows:
         if row.why_not:
             write_line(f"{row.contender.name}: not measured: {row.why_not}")
+        elif row.ended:
+            write_line(f"{row.contender.name}: only its first rounds: {row.ended}")
         elif row.contender.kind == "engine" and row.runs != row.contender.name:
             write_line(f"{row.contender.name}: {row.runs} ran in its place")
 

@@ -1,0 +1,170 @@
+"""A GPU measured within eight minutes: its tests, one picture and many at a time, beside diffusers eager and compiled.
+
+`make gpu-bench` runs it with the machine's own python3 and torch, and no network: what isn't installed there is named
+in the JSON, which is written anew after each part. v1-4's shapes with random weights, 512×512, 50 steps. With
+`--device cpu --model pocket` its own logic can be tried where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sfumato.bench.contenders import Contender, catalog
+from sfumato.bench.measure import Results, measure
+from sfumato.bench.plan import Plan
+from sfumato.bench.processes import ContenderFailed
+from sfumato.bench.results import document
+from sfumato.bench.subject import model_folder
+from sfumato.files import write_text
+
+# Seconds from the start by which each part has to be over; what is slower is ended and said to be.
+TESTS, ONE, MANY = 140.0, 340.0, 460.0
+PATIENCE = 140.0  # for one answer: compiling takes most of it
+ROUNDS = 3
+# docs/performance.md, GPU: seconds a picture at most, pictures a second at least, times faster than compiled diffusers.
+GOALS = {"seconds_a_picture": 0.57, "pictures_a_second": 4.0, "over_compiled_diffusers": 1.3}
+NOT_FOR_GPUS = ("openvino", "winograd", "winograd-plain", "bf16", "stable-diffusion.cpp", "diffusers-bf16")
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Exit code 0 if the tests passed and at least one of our engines was measured."""
+    chosen = _parse(arguments)
+    if chosen.device == "cuda" and (reason := _no_cuda()):
+        print(f"sfumato: {reason}: make gpu-bench needs a CUDA device and a torch that sees it", file=sys.stderr)
+        return 1
+    began = time.monotonic()
+    with TemporaryDirectory(prefix="sfumato-wheels-") as folder:
+        wheels = _unpack(chosen.wheels, Path(folder)) if chosen.wheels else None
+        return _run(chosen, began, {"goals": GOALS, "wheels": wheels})
+
+
+def _run(chosen: argparse.Namespace, began: float, report: dict[str, Any]) -> int:
+    report["tests"] = _run_tests(chosen.tests, TESTS) if chosen.tests else None
+
+    def save() -> None:
+        report["seconds"] = round(time.monotonic() - began, 1)
+        write_text(chosen.out, json.dumps(report, indent=2) + "\n", overwrite=True)
+
+    save()
+    model = model_folder(chosen.model, on_turn=_say)
+    contenders = [one for name, one in catalog().items() if name not in NOT_FOR_GPUS]
+    shared: dict[str, Any] = {
+        "model": chosen.model,
+        "size": chosen.size,
+        "device": chosen.device,
+        "image_steps": chosen.steps,
+        "fresh": False,
+    }
+    one = Plan(**shared, rounds=ROUNDS, steps=chosen.steps, what=("step", "image"))
+    many = Plan(**shared, rounds=2, batch=chosen.batch, what=("image",))
+    for part, plan, until in (("one", one, ONE), ("many", many, MANY)):
+        report[part] = _measured(plan, contenders, model, began + until)
+        save()
+    report["reached"] = reached(report["one"], report["many"])
+    save()
+    print(json.dumps({"reached": report["reached"], "seconds": report["seconds"], "written": str(chosen.out)}))
+    passed = report["tests"] is None or report["tests"]["passed"]
+    return 0 if passed and report["reached"]["engine"] is not None else 1
+
+
+def reached(one: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
+    """The goals' figures of our fastest engine; None for what couldn't be measured."""
+    ours, seconds = _fastest(one)
+    _, together = _fastest(many)
+    compiled = _image_seconds(one).get("diffusers-compile")
+    return {
+        "engine": ours,
+        "seconds_a_picture": seconds,
+        "pictures_a_second": many["plan"]["batch"] / together if together else None,
+        "over_compiled_diffusers": compiled / seconds if compiled and seconds else None,
+    }
+
+
+def _fastest(part: dict[str, Any]) -> tuple[str | None, float | None]:
+    ours = {name: took for name, took in _image_seconds(part).items() if catalog()[name].kind == "engine"}
+    name = min(ours, key=lambda name: ours[name], default=None)
+    return name, ours[name] if name is not None else None
+
+
+def _image_seconds(part: dict[str, Any]) -> dict[str, float]:
+    return {row["name"]: row["median"]["image"] for row in part.get("contenders", ()) if "not_measured" not in row}
+
+
+def _measured(plan: Plan, contenders: Sequence[Contender], model: Path, until: float) -> dict[str, Any]:
+    try:
+        results: Results = measure(plan, contenders, model, on_turn=_say, patience=PATIENCE, until=until)
+    except ContenderFailed as error:
+        return {"failed": str(error), "plan": plan.to_values()}
+    return document(results)
+
+
+def _run_tests(folder: Path, seconds: float) -> dict[str, Any]:
+    """The tests that need a GPU: whether all passed, and pytest's own last line."""
+    if importlib.util.find_spec("pytest") is None:
+        return {"passed": False, "summary": "pytest is not installed"}
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+        return {"passed": False, "summary": f"not done in {seconds:.0f} s", "output": output.decode()[-2000:]}
+    lines = done.stdout.strip().splitlines()
+    summary = lines[-1] if lines else done.stderr.strip()[-200:]
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", summary)}
+    result: dict[str, Any] = {"passed": done.returncode == 0, "summary": summary, "counts": counts}
+    return result if done.returncode == 0 else result | {"output": done.stdout[-4000:]}
+
+
+def _unpack(wheels: Path, folder: Path) -> str:
+    """Install carried wheels, without what they depend on, where only this run finds them; what came of it."""
+    found = [str(path) for path in sorted(wheels.glob("*.whl"))]
+    if not found:
+        return f"no wheels in {wheels}"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(folder)]
+    done = subprocess.run([*command, *found], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"could not be installed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+    sys.path.insert(0, str(folder))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    return f"{len(found)} installed"
+
+
+def _no_cuda() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    return "" if torch.cuda.is_available() else f"torch {torch.__version__} sees no CUDA device"
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("gpu-bench.json"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--model", default="v1")
+    parser.add_argument("--size", type=int, default=None)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=8, help="pictures at a time, for throughput")
+    parser.add_argument("--wheels", type=Path, default=None, help="a folder of wheels to take diffusers from")
+    parser.add_argument("--tests", type=Path, default=Path("tests/gpu"))
+    parser.add_argument("--without-tests", dest="tests", action="store_const", const=None)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
