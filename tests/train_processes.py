@@ -6,6 +6,7 @@ launch shares the seconds that importing torch takes.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
 import signal
@@ -120,6 +121,16 @@ def _report(folder: Path, task: BlocksTask, config: ToyTraining, name: str) -> N
         (folder / f"{name}-{os.environ['RANK']}.txt").write_text(f"{type(error).__name__}: {error}")
 
 
+def _refuse_threads() -> None:
+    """Fail the launch if a thread that exchanges tensors outlives the process group: it aborts the process if it wants
+    the interpreter's lock while that shuts down ("terminate called without an active exception")."""
+    if any(path.read_text().strip() == "pt_gloo_runloop" for path in Path("/proc/self/task").glob("*/comm")):
+        sys.stderr.write("gloo's threads are still there after the process group's end\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+
 if __name__ == "__main__":
+    atexit.register(_refuse_threads)  # the last to be called, so after the group has ended
     signal.signal(signal.SIGINT, signal.default_int_handler)
     main(Path(sys.argv[1]), sys.argv[2:])

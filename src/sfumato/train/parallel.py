@@ -57,13 +57,12 @@ def _ddp(loss: LossModule, averages: Sequence[nn.Module], world: World) -> nn.Mo
 
 def _fsdp(loss: LossModule, averages: Sequence[nn.Module], world: World) -> nn.Module:
     # torch.distributed.tensor takes seconds to import
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     for name, parameter in loss.module.named_parameters():
         if parameter.dim() == 0:
             raise InvalidConfig(f"run.parallel = 'fsdp' can't cut up the single number {name}: use 'ddp'")
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    mesh = world.mesh()
     for root in (loss, *averages):
         for block in _outermost_blocks(root):
             fully_shard(block, mesh=mesh)

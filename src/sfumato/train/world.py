@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,8 +23,12 @@ from torch import Tensor, nn
 
 from sfumato.errors import InvalidConfig, PeerFailed
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 T = TypeVar("T")
 
+_MESHES: list[DeviceMesh] = []  # those that know the process group
 _PATIENCE = timedelta(hours=2)  # the others wait so long while the first validates or writes
 
 
@@ -113,6 +119,15 @@ class World:
                     dist.broadcast(whole, src=0)
                     tensor.detach().copy_(whole)
 
+    def mesh(self) -> DeviceMesh:
+        """The processes as FSDP wants them described."""
+        # torch.distributed.tensor, which comes with it, takes seconds to import
+        from torch.distributed.device_mesh import init_device_mesh
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        _MESHES.append(mesh)
+        return mesh
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """What breaks here because another process has gone is `PeerFailed`, for it is that one's error that counts."""
@@ -145,11 +160,22 @@ def join_world(device: torch.device | None = None) -> World:
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        # as default arguments its functions keep the group that there is when it is imported, as DDP does
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
         atexit.register(_leave)
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
 
 def _leave() -> None:
+    """End the process group, and with it gloo's threads, while Python is whole.
+
+    After each exchange such a thread needs the interpreter's lock for a moment, to let go of its tensors; the process
+    is aborted (std::terminate) if the interpreter shuts down just then. The threads end when nothing knows the group
+    any more: what DDP leaves lies in a cycle of references, and torch's caches keep the meshes.
+    """
     if dist.is_initialized():
+        for mesh in _MESHES:
+            getattr(mesh, "_pg_registry", {}).clear()  # torch has no public way to it
+        gc.collect()
         dist.destroy_process_group()
