@@ -58,7 +58,7 @@ def _run(chosen: argparse.Namespace, began: float, report: dict[str, Any]) -> in
 
     save()
     model = model_folder(chosen.model, on_turn=_say)
-    contenders = [one for name, one in catalog().items() if name not in NOT_FOR_GPUS]
+    contenders = [one for name, one in catalog().items() if one.kind != "preset" and name not in NOT_FOR_GPUS]
     shared: dict[str, Any] = {
         "model": chosen.model,
         "size": chosen.size,

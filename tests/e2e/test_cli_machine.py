@@ -89,3 +89,19 @@ def test_doctor_has_a_line_each_and_fails_only_where_something_is_broken(
     assert found["broken"] is True
     (line,) = [finding for finding in found["findings"] if finding["state"] == "broken"]
     assert line["about"] == "settings" and "SFUMATO_STEPS" in line["seen"]
+
+
+def test_models_are_warmed_and_the_cache_is_cleared(cli: Cli) -> None:
+    outcome = cli("models", "warm", "pocket", "--json")
+    assert outcome.code == 0
+    made = json.loads(outcome.out)["entries"]
+    assert [entry["part"] for entry in made] == ["text_encoder", "unet", "vae"]
+    cold = cli("generate", "rocket", "--steps", "1", "--json")
+    found = json.loads(cli("models", "cache", "--json").out)
+    assert found["warm"] == made
+    assert json.loads(cli("models", "cache", "--clear", "warm", "--json").out)["bytes_freed"] == found["bytes"]["warm"]
+    warm = cli("generate", "rocket", "--steps", "1", "--json")
+    pictures = [json.loads(outcome.out)["pictures"][0] for outcome in (cold, warm)]
+    assert pictures[0]["pixels_sha256"] == pictures[1]["pixels_sha256"]
+    outcome = cli("models", "cache", "--clear", "everything")
+    assert (outcome.code, len(outcome.errors)) == (2, 1)

@@ -17,12 +17,16 @@ from sfumato.bench.plan import Plan
 from sfumato.bench.plot import plot
 from sfumato.bench.random_model import random_model
 from sfumato.bench.results import document
+from sfumato.bench.runners import load
 from sfumato.engines.names import ENGINES
 from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.pipeline.convert import convert
+from sfumato.pipeline.generate import Pipeline
+from sfumato.pipeline.presets import PRESETS
+from sfumato.pipeline.request import Request
 from tiny_pipeline import POCKET
 
 UNET = UNetConfig(
@@ -91,6 +95,26 @@ def test_every_engine_takes_part_but_the_one_that_is_another() -> None:
     assert [one.name for one in choose(["eager", "diffusers"])] == ["diffusers", "eager"]
     with pytest.raises(InvalidRequest, match="did you mean 'winograd'"):
         choose(["winogard"])
+
+
+def test_every_preset_takes_part_where_whole_pictures_are_painted() -> None:
+    assert {one.name for one in choose(what=("image",)) if one.kind == "preset"} == set(PRESETS)
+    assert {one.kind for one in choose()} == {"diffusers", "engine", "stable-diffusion.cpp"}
+    with pytest.raises(InvalidRequest, match="add --what image"):
+        choose(["turbo"], what=("step", "image"))
+
+
+def test_a_preset_paints_with_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def generate(self: Pipeline, request: Request, **_: object) -> None:
+        seen.append((request.sampler, request.steps))
+
+    monkeypatch.setattr(Pipeline, "generate", generate)
+    for name in ("turbo", "eager"):
+        load(catalog()[name], Plan(model="pocket", what=("image",)), POCKET).image(50)
+    turbo = PRESETS["turbo"].fields
+    assert seen == [(turbo["sampler"], turbo["steps"]), ("plms", 50)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Who can take part: every engine of ours as its catalog has it, and the programs we are compared with."""
+"""Who can take part: our engines and presets as their catalogs have them, and the programs we are compared with."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sfumato.bench.plan import What
 from sfumato.engines.names import ENGINES
 from sfumato.errors import InvalidRequest
+from sfumato.pipeline.presets import PRESETS
 
-Kind = Literal["engine", "diffusers", "stable-diffusion.cpp"]
+Kind = Literal["engine", "preset", "diffusers", "stable-diffusion.cpp"]
 
 # `auto` is one of the others; these two are only worth their time where somebody asks for them.
 _NOT_ENGINES = frozenset({"auto"})
@@ -83,19 +85,28 @@ def catalog() -> dict[str, Contender]:
         for name, about in ENGINES.items()
         if name not in _NOT_ENGINES
     ]
+    presets = [
+        Contender(name=name, kind="preset", about=f"the preset {name}: {preset.description}")
+        for name, preset in PRESETS.items()
+    ]
     first, *rest = _OTHERS
-    return {contender.name: contender for contender in (first, *engines, *rest)}
+    return {contender.name: contender for contender in (first, *engines, *presets, *rest)}
 
 
-def choose(names: Sequence[str] = ()) -> list[Contender]:
-    """Those of the names, in the catalog's order; without names, all but those that take long for little.
+def choose(names: Sequence[str] = (), *, what: Sequence[What] = ("step",)) -> list[Contender]:
+    """Those of the names, in the catalog's order; without names, all but those that take long for little, with the
+    presets where nothing but whole pictures is measured.
 
-    Raises `InvalidRequest` for a name that is none.
+    Raises `InvalidRequest` for a name that is none, and for a preset where steps are: it is a way to a whole picture.
     """
-    known = catalog()
+    known, whole = catalog(), tuple(what) == ("image",)
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}"
             raise InvalidRequest(f"contender {name!r} is unknown: {hint}", field="contenders")
-    return [one for name, one in known.items() if (name in names if names else name not in _ONLY_IF_NAMED)]
+        if known[name].kind == "preset" and not whole:
+            raise InvalidRequest(f"contender {name!r} is a preset, a way to a whole picture: add --what image")
+    if names:
+        return [one for name, one in known.items() if name in names]
+    return [one for name, one in known.items() if name not in _ONLY_IF_NAMED and (whole or one.kind != "preset")]

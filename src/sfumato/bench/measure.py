@@ -14,7 +14,7 @@ from sfumato.bench.contenders import Contender
 from sfumato.bench.plan import Plan, What
 from sfumato.bench.processes import ContenderFailed, Worker, answers_folder, worker
 from sfumato.bench.worker import MACHINE
-from sfumato.runtime import logger
+from sfumato.runtime import free_memory, logger
 
 _CALM = 0.3  # seconds between turns: threads that are done may spin for a while
 _BLOCK = 16 * 2**20
@@ -39,6 +39,8 @@ class Row:
     imports: list[float] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
     first_step: list[float] = field(default_factory=list)
+    processor_load: list[float] = field(default_factory=list)
+    processor_first_step: list[float] = field(default_factory=list)
     seconds: dict[What, list[float]] = field(default_factory=dict)
     processor_seconds: dict[What, list[float]] = field(default_factory=dict)
     peak: int | None = None
@@ -150,7 +152,11 @@ class _Session:
                 answer = self.answers / f"{name}.npy"
                 self.workers[name] = stack.enter_context(worker(name, plan, self.model, answer, patience=patience))
                 _note_load(row, self.workers[name].first)
-            if row.runs != name and any(other.contender.name == row.runs for other in self.rows):
+            if (
+                row.contender.kind == "engine"
+                and row.runs != name
+                and any(other.contender.name == row.runs for other in self.rows)
+            ):
                 raise ContenderFailed(f"{row.runs} runs in its place here")
             for what, count in (("step", plan.steps), ("decode", None), ("image", plan.image_steps)):
                 if what in plan.what:
@@ -172,7 +178,7 @@ def _least(*values: float | None) -> float | None:
 
 def _note_load(row: Row, first: dict[str, Any]) -> None:
     row.runs, row.dtype = first["runs"], first["dtype"]
-    for field_name in ("imports", "load", "first_step"):
+    for field_name in ("imports", "load", "first_step", "processor_load", "processor_first_step"):
         getattr(row, field_name).append(first[field_name])
     row.private = first["private"]
     _note_memory(row, first)
@@ -210,14 +216,7 @@ def _too_large(model: Path, contenders: int) -> bool:
     """Whether all of them at once wouldn't fit: each holds the weights in float32 at most twice, and some gigabyte."""
     files = [model] if model.is_file() else [file for file in model.rglob("*") if file.is_file()]
     needed = contenders * (1.5 * sum(file.stat().st_size for file in files) + 1e9)
-    free = free_memory()
+    import torch
+
+    free = free_memory(torch.device("cpu"))
     return free is not None and needed > free
-
-
-def free_memory() -> int | None:
-    """Bytes that programs can still have; None where the system doesn't say."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None

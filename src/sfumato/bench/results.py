@@ -42,6 +42,8 @@ def _row(results: Results, row: Row) -> dict[str, Any]:
         "imports": row.imports,
         "load": row.load,
         "first_step": row.first_step,
+        "processor_load": row.processor_load,
+        "processor_first_step": row.processor_first_step,
         "seconds": row.seconds,
         "processor_seconds": row.processor_seconds,
         "median": {what: row.median(what) for what in row.seconds},

@@ -16,6 +16,7 @@ from sfumato.bench.contenders import Contender, Kind
 from sfumato.bench.plan import PROMPT, Plan
 from sfumato.runtime import dtype_name, require, resolve_device, resolve_dtype
 
+_FEW = 2  # steps of a picture that only warms up
 _STRIDE = 7  # through the thousand timesteps, so that none comes twice: what is kept a timestep is computed each time
 
 
@@ -117,17 +118,22 @@ class TorchRunner:
 def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
     from sfumato.pipeline.generate import Pipeline
     from sfumato.pipeline.model import load_model
+    from sfumato.pipeline.presets import PRESET, with_preset
     from sfumato.pipeline.request import Request
 
     device = resolve_device(plan.device)
     dtype = resolve_dtype(contender.dtype or plan.dtype, device)
-    loaded = load_model(model, name="bench", device=device, dtype=dtype, engine=contender.name)
+    is_preset = contender.kind == "preset"
+    loaded = load_model(model, name="bench", device=device, dtype=dtype, engine="auto" if is_preset else contender.name)
     pipeline = Pipeline(loaded, safety="off", watermark=False, batch_size=plan.batch)
 
     def paint(steps: int) -> object:
+        """A preset has its own number of steps, but to warm up."""
         side = plan.size or loaded.size
-        request = Request(prompt=PROMPT, steps=steps, sampler="plms", width=side, height=side)
-        return pipeline.generate(request, count=plan.batch)
+        fields: dict[str, Any] = {"sampler": "plms", "steps": steps}
+        if is_preset:
+            fields = with_preset({PRESET: contender.name} | ({"steps": _FEW} if steps < _FEW else {}))
+        return pipeline.generate(Request(prompt=PROMPT, width=side, height=side, **fields), count=plan.batch)
 
     networks = Networks(
         runs=loaded.engine.name,
@@ -197,6 +203,7 @@ def _load_cpp(contender: Contender, plan: Plan, model: Path) -> Runner:
 
 _LOADERS: Mapping[Kind, Callable[[Contender, Plan, Path], Runner]] = {
     "engine": _load_engine,
+    "preset": _load_engine,
     "diffusers": _load_diffusers,
     "stable-diffusion.cpp": _load_cpp,
 }

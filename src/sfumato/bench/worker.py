@@ -55,8 +55,8 @@ def _contender(name: str, plan: Plan, model: Path, answer: Path, began: float) -
 
     imported = time.perf_counter()
     runner = load(catalog()[name], plan, model)
-    loaded, private = time.perf_counter(), private_bytes()
-    step = runner.steps(1)
+    loaded, processor_load, private = time.perf_counter(), time.process_time(), private_bytes()
+    runner.steps(1)
     stepped = time.perf_counter()
     if runner.answer is not None:
         import numpy as np
@@ -69,7 +69,8 @@ def _contender(name: str, plan: Plan, model: Path, answer: Path, began: float) -
         "imports": imported - began,
         "load": loaded - began,
         "first_step": stepped - began,
-        "step_alone": step,
+        "processor_load": processor_load,
+        "processor_first_step": time.process_time(),
         "private": private,
         **_peaks(),
     }

@@ -131,7 +131,7 @@ def bench(
         dtype=dtype,
         fresh=fresh,
     )
-    chosen = choose(_words(contenders))
+    chosen = choose(_words(contenders), what=plan.what)
     files = [user_path(path) for path in (json_file, plot_file) if path is not None and path != STDOUT]
     for path in files:
         check_free(path, overwrite)

@@ -14,6 +14,7 @@ from sfumato.cli.progress_bar import tracking
 from sfumato.cli.terminal import literal, stdout_console, table, write_json, write_line
 
 if TYPE_CHECKING:
+    from sfumato.pipeline.warm_start import WarmPart
     from sfumato.weights.store import ModelLocation
 
 models = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -118,6 +119,71 @@ def remove(
         write_line(
             f"{name} is forgotten" + (f", {readable(freed)} freed" if freed else "; its files are where they were")
         )
+
+
+@models.command()
+def warm(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model's name or path.", show_default=False)],
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="What it will run in.")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Write a model's weights once more as a run uses them, so that it starts faster and in less memory.
+
+    Worth it for a .ckpt, and for files of other programs or in another dtype. `cache` lists and clears what is written.
+    """
+    from sfumato.errors import InvalidRequest
+    from sfumato.pipeline.warm_start import warm as write
+    from sfumato.runtime import DTYPES
+    from sfumato.weights.store import resolve
+
+    if dtype not in DTYPES:
+        raise InvalidRequest(f"dtype {dtype!r} is unknown: use {', '.join(DTYPES)}", field="dtype")
+    import torch
+
+    written = write(resolve(name, offline=True).path, dtype=getattr(torch, dtype))
+    if as_json:
+        write_json({"name": name, "dtype": dtype, "entries": [_entry(part) for part in written]})
+    elif written:
+        write_line(f"{name}: {readable(sum(part.bytes for part in written))} in {written[0].path.parent}")
+    else:
+        write_line(f"{name}: nothing to do: its weights are used where they lie in its files")
+
+
+@models.command()
+def cache(
+    clear: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Delete what is there of it, or all.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List what was kept to start faster: warm weights, compiled kernels, converted networks, the benchmark's model.
+
+    All of it is made anew where it is needed, but for warm weights: those are written by `warm`.
+    """
+    from sfumato.pipeline.caches import KINDS, cleared, contents
+    from sfumato.pipeline.warm_start import entries
+
+    if clear is not None:
+        freed = cleared(clear)
+        if as_json:
+            write_json({"cleared": clear, "bytes_freed": freed})
+        else:
+            write_line(f"{readable(freed)} freed")
+        return
+    sizes, warm_entries = contents(), entries()
+    if as_json:
+        write_json({"bytes": sizes, "warm": [_entry(part) for part in warm_entries]})
+        return
+    listed = table("kind", "size", "what it is")
+    for kind, size in sizes.items():
+        listed.add_row(f"[bold cyan]{kind}[/]", readable(size), KINDS[kind].about)
+    stdout_console().print(listed)
+    for part in warm_entries:
+        write_line(f"warm {part.part} of {part.source}: {readable(part.bytes)}")
+
+
+def _entry(part: WarmPart) -> dict[str, Any]:
+    return {"part": part.part, "of": part.source, "path": str(part.path), "bytes": part.bytes}
 
 
 def _say(location: ModelLocation, as_json: bool) -> None:

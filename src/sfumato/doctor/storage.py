@@ -10,6 +10,7 @@ from pathlib import Path
 from sfumato.doctor.finding import Finding, advice, broken, ok
 from sfumato.engines.compiler import cache_folder
 from sfumato.errors import SfumatoError
+from sfumato.pipeline.caches import contents
 from sfumato.weights.registry import data_dir
 from sfumato.weights.store import ALIASES, ModelLocation, list_models
 
@@ -26,26 +27,12 @@ def storage_findings() -> Iterator[Finding]:
     yield _token()
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Bytes below a folder, by its entries' names up to the first dash: "kernels", "openvino" …"""
-    found: dict[str, int] = {}
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-        name = entry.name.partition("-")[0].lstrip(".")
-        found[name] = found.get(name, 0) + _bytes(entry)
-    return found
-
-
-def _bytes(entry: Path) -> int:
-    files = [entry] if entry.is_file() else [file for file in entry.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
-
-
 def _cache(folder: Path) -> Finding:
     nearest = _nearest(folder)
     if not os.access(nearest, os.W_OK | os.X_OK):
         what = "make it writable, or set XDG_CACHE_HOME: kernels are compiled anew without it"
         return broken("cache", f"{nearest} can't be written", what)
-    parts = ", ".join(f"{name} {size / _GB:.2f} GB" for name, size in sizes(folder).items() if size >= 0.005 * _GB)
+    parts = ", ".join(f"{name} {size / _GB:.2f} GB" for name, size in contents().items() if size >= 0.005 * _GB)
     return ok("cache", f"{folder}: {parts or 'nearly empty'}")
 
 
@@ -67,14 +54,21 @@ def _library() -> Iterator[Finding]:
 
 
 def _weights(model: ModelLocation) -> Iterator[Finding]:
-    """Only what is worth a word: weights that can't be opened."""
+    """Only what is worth a word: weights that can't be opened, or that float32 on a processor has copied."""
+    import torch
+
     from sfumato.pipeline.model_files import open_model
+    from sfumato.pipeline.warm_start import is_copied, warm_parts
 
     try:
-        with open_model(model.path):
-            pass
+        with open_model(model.path) as files, warm_parts(files, torch.float32) as warm:
+            copied = [name for name, part in files.parts.items() if is_copied(part, torch.float32) and name not in warm]
     except SfumatoError as error:
         yield broken(f"model {model.name}", str(error), f"get it again, or sfumato models rm {model.name}")
+        return
+    if "unet" in copied and model.source != "embedded":
+        what = f"sfumato models warm {model.name}: it then starts faster and in less memory on the processor"
+        yield advice(f"model {model.name}", "its weights are converted or copied each time it is loaded", what)
 
 
 def _room(folder: Path) -> Finding:

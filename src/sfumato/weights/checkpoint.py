@@ -54,6 +54,10 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: has no tensor {name[:80]!r}") from None
         return stored.read(dtype, aligned=aligned)
 
+    def is_aligned(self, name: str) -> bool:
+        """Whether `read` gives the tensor where it lies in the file, also when it has to be `aligned`."""
+        return self._stored[name].is_aligned
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The files with the tensors: itself, or the shards in the order of their names."""

@@ -101,6 +101,23 @@ def model_hash(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of one file, remembered as `model_hash` remembers it. Raises `CheckpointError`."""
+    return _hash(path, fresh=False)
+
+
+def remembered_hash(path: Path) -> str | None:
+    """SHA-256 of a file that was hashed before and hasn't changed since, by size and time; None for any other."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    entry = _known_hashes(data_dir() / "hashes.json").get(str(path.resolve()))
+    if isinstance(entry, dict) and entry.get("stamp") == [status.st_size, status.st_mtime_ns]:
+        return entry["sha256"] if isinstance(entry.get("sha256"), str) else None
+    return None
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     try:
@@ -114,12 +131,11 @@ def _sha256(path: Path) -> str:
 
 def _hash(path: Path, *, fresh: bool) -> str:
     """SHA-256 of a file, remembered from the last time unless `fresh`."""
+    if not fresh and (known := remembered_hash(path)) is not None:
+        return known
     status = path.stat()
     key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
     store = data_dir() / "hashes.json"
-    entry = _known_hashes(store).get(key)
-    if not fresh and isinstance(entry, dict) and entry.get("stamp") == stamp and isinstance(entry.get("sha256"), str):
-        return str(entry["sha256"])
     digest = _sha256(path)
     try:
         with _changing(store):

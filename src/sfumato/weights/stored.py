@@ -94,6 +94,11 @@ class StoredTensor:
     start: int
     strides: tuple[int, ...]
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether it lies in the file as torch would lay it out in memory."""
+        return self.start % ALIGNMENT == 0 and self.strides == contiguous_strides(self.info.shape)
+
     def read(self, dtype: torch.dtype | None = None, *, aligned: bool = False) -> Tensor:
         """The tensor in its own dtype as a view of the file, or converted, as a new tensor.
 
@@ -104,8 +109,7 @@ class StoredTensor:
             return torch.empty(shape, dtype=dtype or self.info.dtype)
         span = 1 + sum((size - 1) * stride for size, stride in zip(shape, self.strides, strict=True))
         copying = dtype is not None and dtype != self.info.dtype
-        if aligned and (self.start % ALIGNMENT or self.strides != contiguous_strides(shape)):
-            copying = True
+        copying = copying or (aligned and not self.is_aligned)
         flat = self.file.elements(self.info.dtype, self.start, span, streaming=copying)
         tensor = flat.as_strided(shape, self.strides)
         if not copying:
