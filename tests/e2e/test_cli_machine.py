@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Cli, files_in
+from PIL import Image
 
 # Two engines, one thread, one round: as little as shows it all.
 QUICK = ("--model", "pocket", "--threads", "1", "--rounds", "1", "--contenders", "eager,winograd-plain")
@@ -35,6 +36,9 @@ def test_bench_writes_a_table_json_and_a_plot(cli: Cli, folder: Path) -> None:
         (("--rounds", "0"), "rounds 0"),
         (("--contenders", "winogard"), "did you mean 'winograd'"),
         (("--plot", "x.gif"), "'.gif'"),
+        (("--quality", "x.bmp"), "'.bmp'"),
+        (("--quality", "x.png", "--prompts", "absent.txt"), "absent.txt"),
+        (("--quality", "x.png", "--json", "there.json"), "already exists"),
         (("--json", "there.json"), "already exists"),
         (("--model", "no-such-model"), "no model"),
     ],
@@ -45,6 +49,17 @@ def test_bench_refuses_before_any_work(cli: Cli, folder: Path, arguments: tuple[
     assert outcome.code != 0
     assert len(outcome.errors) == 1 and word in outcome.errors[0]
     assert files_in(folder) == ["there.json"]
+
+
+def test_bench_shows_what_presets_give_up(cli: Cli, folder: Path) -> None:
+    Path("prompts.txt").write_text("a red heart\n")
+    outcome = cli("bench", "--quality", "s.png", "--prompts", "prompts.txt", "--json", "q.json")
+    assert outcome.code == 0 and outcome.lines[-2:] == ["s.png", "q.json"]
+    found = json.loads(Path("q.json").read_text())
+    assert (found["model"], found["prompts"], list(found["presets"])) == ("pocket", 1, ["exact", "fast", "turbo"])
+    assert found["presets"]["exact"]["psnr"] is None and 10 < found["presets"]["fast"]["psnr"] < 60
+    assert found["presets"]["exact"]["calls"] == 51
+    assert Image.open("s.png").width > 3 * 64
 
 
 def test_ctrl_c_leaves_neither_files_nor_processes(folder: Path) -> None:

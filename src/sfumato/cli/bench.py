@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from sfumato.cli.bench_quality import Quality, show_quality, write_quality
 from sfumato.cli.inspect import readable
+from sfumato.cli.option_groups import with_options
 from sfumato.cli.options import Overwrite
 from sfumato.cli.terminal import literal, stdout_console, table, write_json, write_line
 from sfumato.files import user_path, write_bytes, write_text
@@ -26,7 +28,9 @@ _WHAT, _HOW, _RESULTS = "What runs", "How it is measured", "Results"
 STDOUT = "-"
 
 
+@with_options(quality=Quality)
 def bench(
+    quality: Quality,
     model: Annotated[
         str,
         typer.Option(
@@ -110,6 +114,8 @@ def bench(
     """Measure our engines beside diffusers, OpenVINO and stable-diffusion.cpp, each in its own process, in turns.
 
     sfumato bench --model pocket --rounds 5 --json results.json --plot results.svg
+
+    sfumato bench --quality presets.png
     """
     from sfumato.bench.contenders import choose
     from sfumato.bench.measure import measure
@@ -118,6 +124,14 @@ def bench(
     from sfumato.bench.subject import model_folder
     from sfumato.cli.destination import check_free, check_writable
 
+    written = (quality.sheet, json_file, plot_file)
+    files = [user_path(path) for path in written if path is not None and path != STDOUT]
+    for path in files:
+        check_free(path, overwrite)
+        check_writable(path.parent)
+    if quality.sheet is not None:
+        _quality(model, quality, quality.sheet, json_file, overwrite=overwrite)
+        return
     plan = Plan(
         model=model,
         size=size,
@@ -132,10 +146,6 @@ def bench(
         fresh=fresh,
     )
     chosen = choose(_words(contenders), what=plan.what)
-    files = [user_path(path) for path in (json_file, plot_file) if path is not None and path != STDOUT]
-    for path in files:
-        check_free(path, overwrite)
-        check_writable(path.parent)
     if plot_file is not None:
         from sfumato.bench.plot import check_format
 
@@ -151,10 +161,26 @@ def bench(
         write_json(made)
         return
     if json_file is not None:
-        write_text(user_path(json_file), json.dumps(made, indent=2, ensure_ascii=False) + "\n", overwrite=overwrite)
+        _write_document(made, json_file, overwrite=overwrite)
     _write(results)
     for path in files:
         write_line(str(path))
+
+
+def _quality(model: str, options: Quality, sheet: Path, json_file: str | None, *, overwrite: bool) -> None:
+    made = show_quality(model, options, sheet, overwrite=overwrite)
+    if json_file == STDOUT:
+        write_json(made)
+        return
+    write_quality(made)
+    write_line(made["sheet"])
+    if json_file is not None:
+        _write_document(made, json_file, overwrite=overwrite)
+        write_line(str(user_path(json_file)))
+
+
+def _write_document(made: dict[str, Any], json_file: str, *, overwrite: bool) -> None:
+    write_text(user_path(json_file), json.dumps(made, indent=2, ensure_ascii=False) + "\n", overwrite=overwrite)
 
 
 def _words(text: str) -> list[str]:
