@@ -38,7 +38,7 @@ def reference_pipeline(
     *, unet: str = "pocket-like", vae: str = "pocket-like", text: str = "v1-like", seed: int = 0, **scheduler: Any
 ) -> diffusers.StableDiffusionPipeline:
     """diffusers' pipeline around random networks; `scheduler` are changes of the published configuration."""
-    text_config = {**TEXT_ENCODERS[text], "max_position_embeddings": 32}
+    text_config = {**TEXT_ENCODERS[text], "max_position_embeddings": 77}
     text_encoder = transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
             vocab_size=4000, bos_token_id=3998, eos_token_id=3999, pad_token_id=3999, **text_config

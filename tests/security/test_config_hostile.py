@@ -72,7 +72,7 @@ SCHEDULER, TOKENIZER = "scheduler/scheduler_config.json", "tokenizer/tokenizer_c
         (VAE, {"scaling_factor": 0}, "scaling_factor"),
         (VAE, {"scaling_factor": 10**400}, "scaling_factor"),
         (VAE, {"block_out_channels": {"a": 1}}, "block_out_channels"),
-        (VAE, {"block_out_channels": [8, "16", 32]}, "block_channels"),
+        (VAE, {"block_out_channels": [8, "16", 32, 64]}, "block_channels"),
         (VAE, {"use_quant_conv": "yes"}, "use_post_quant_conv"),
         (SCHEDULER, {"num_train_timesteps": 10**9}, "num_train_timesteps"),
         (SCHEDULER, {"num_train_timesteps": "1000"}, "num_train_timesteps"),
@@ -89,7 +89,7 @@ SCHEDULER, TOKENIZER = "scheduler/scheduler_config.json", "tokenizer/tokenizer_c
         (TOKENIZER, {"added_tokens_decoder": {"1": 5}}, "special token"),
         (TOKENIZER, {"added_tokens_decoder": {}, "bos_token": ["a"]}, "special token"),
         (TOKENIZER, {"added_tokens_decoder": {}, "eos_token": "\ud800"}, "special token"),
-        (TOKENIZER, {"model_max_length": 77}, "model_max_length"),
+        (TOKENIZER, {"model_max_length": 78}, "model_max_length"),
     ],
 )
 def test_a_malformed_field_is_named_with_its_file(

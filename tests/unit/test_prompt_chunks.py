@@ -31,11 +31,11 @@ def test_one_window_is_what_transformers_pads_and_truncates(text: str) -> None:
     assert condition.windows.weights == ((1.0,) * 77,)
 
 
-def test_the_pocket_window_has_32_tokens() -> None:
+def test_the_pocket_window_has_77_tokens() -> None:
     tokenizer = Tokenizer.from_folder(ASSETS / "pocket" / "tokenizer")
     (condition,) = plan_prompt(tokenizer, "a red heart").conditions
     (ids,) = condition.windows.ids
-    assert (len(ids), ids[0], ids[-1]) == (32, 3998, 3999)
+    assert (len(ids), ids[0], ids[-1]) == (77, 3998, 3999)
 
 
 def test_padding_is_the_files_pad_token() -> None:
