@@ -39,7 +39,7 @@ def test_grid_makes_one_labelled_sheet_of_the_pictures_that_generate_makes(cli: 
     assert cli(*command).lines == ["grid.png"]
     cli("generate", "cat face", "--seed", "2", "--sampler", "euler", "--out", "one.png", *QUICK)
     sheet = np.asarray(Image.open("grid.png").convert("RGB"))
-    factor = 3  # 64 pixels enlarged to make room for labels
+    factor = 2  # 128 pixels enlarged to make room for labels
     one = np.asarray(Image.open("one.png")).repeat(factor, 0).repeat(factor, 1)
     row, column = np.unravel_index(one.sum(axis=2).argmin(), one.shape[:2])  # where it is darkest: a rare colour
     darkest = np.argwhere((sheet == one[row, column]).all(axis=2)) - (row, column)
@@ -60,11 +60,11 @@ def test_interpolate_makes_a_moving_picture(cli: Cli, suffix: str) -> None:
     outcome = cli("interpolate", "red heart", "blue heart", "--frames", "3", "--out", f"walk.{suffix}", *QUICK)
     assert outcome.lines == [f"walk.{suffix}"]
     with Image.open(f"walk.{suffix}") as walk:
-        assert (walk.n_frames, walk.size) == (3, (64, 64))
+        assert (walk.n_frames, walk.size) == (3, (128, 128))
     again = cli("interpolate", "red heart", "blue heart", "--frames", "3", "--out", f"walk.{suffix}", *QUICK)
     assert again.code == 1 and "already exists" in again.err
     huge = cli("interpolate", "a", "b", "--frames", "10000", "--width", "2048", "--out", "huge.gif", *QUICK)
-    assert huge.code == 2 and "10000 frames of 2048×64 don't fit a .gif: at most 2048 do" in huge.errors[0]
+    assert huge.code == 2 and "10000 frames of 2048×128 don't fit a .gif: at most 1024 do" in huge.errors[0]
     numbered = cli("interpolate", "a", "b", "--frames", "2", "--out", "walks", "--json", *QUICK)
     assert json.loads(numbered.out)["path"] == "walks/00001-0-a-to-b.webp"
 
@@ -97,7 +97,7 @@ def test_replay_says_what_differs(cli: Cli) -> None:
     assert document["differences"]["torch"] == {"then": "1.0", "now": record.torch}
     cli("generate", "a red heart", "--out", "b.png", "--sheet", *QUICK)
     sheet = cli("replay", "b-sheet.png")
-    assert sheet.code == 2 and "its record asks for 64×64: a sheet" in sheet.errors[0]
+    assert sheet.code == 2 and "its record asks for 128×128: a sheet" in sheet.errors[0]
 
 
 def test_replay_hides_again_what_the_policy_hid(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_replay_is_not_fooled(cli: Cli) -> None:
     request = json.loads(Image.open("a.png").text["sfumato"])["request"]
     edited(Path("a.png"), Path("huge.png"), request=request | {"width": 8192, "height": 8192, "steps": 1000})
     endless = cli("replay", "huge.png")
-    assert endless.code == 2 and "has 64×64 pixels, its record asks for 8192×8192" in endless.errors[0]
+    assert endless.code == 2 and "has 128×128 pixels, its record asks for 8192×8192" in endless.errors[0]
     edited(Path("a.png"), Path("small.png"), width=5, height=7)
     assert cli("replay", "small.png").code == 2
     edited(Path("a.png"), Path("other.png"), request=request | {"prompt": "rocket"})
@@ -215,14 +215,14 @@ def test_inspect_reads_a_picture_once(cli: Cli, monkeypatch: pytest.MonkeyPatch)
 
 def test_inspect_and_convert_a_model(cli: Cli) -> None:
     embedded = json.loads(cli("inspect", "pocket", "--json").out)
-    # From its README: millions of parameters, 64×64, float16.
+    # From its README: millions of parameters, 128×128, float16.
     parts = {name: part["parameters"] for name, part in embedded["parts"].items()}
     assert {name: round(count / 1e6, 2) for name, count in parts.items()} == {
-        "unet": 12.74,
-        "vae": 0.68,
-        "text_encoder": 2.11,
+        "unet": 11.01,
+        "vae": 2.73,
+        "text_encoder": 2.12,
     }
-    assert (embedded["layout"], embedded["size"], embedded["prediction"]) == ("diffusers", 64, "epsilon")
+    assert (embedded["layout"], embedded["size"], embedded["prediction"]) == ("diffusers", 128, "epsilon")
     assert cli("convert", "pocket", "one.safetensors").code == 0
     assert cli("convert", "one.safetensors", "back", "--dtype", "fp32").lines == ["back"]
     single = json.loads(cli("inspect", "one.safetensors", "--json").out)
@@ -233,7 +233,7 @@ def test_inspect_and_convert_a_model(cli: Cli) -> None:
         "float16"
     }
     readable = cli("inspect", "pocket").out
-    assert "12,740,740" in readable and embedded["sha256"] in readable
+    assert "11,008,132" in readable and embedded["sha256"] in readable
 
 
 def test_convert_writes_variants_and_shards(cli: Cli, folder: Path) -> None:
@@ -332,7 +332,7 @@ def test_every_command_explains_itself_in_a_few_panels(cli: Cli) -> None:
         "data",
     ]
     assert overview.code == 0 and all(name in overview.out for name in names)
-    absent = ["serve", "doctor"]
+    absent = ["serve"]
     assert not any(f" {name} " in overview.out for name in absent)
     for name in names:
         outcome = cli(name, "--help")

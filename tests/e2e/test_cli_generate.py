@@ -52,7 +52,7 @@ def test_json_is_one_document_that_tells_everything(cli: Cli, folder: Path) -> N
     document = json.loads(outcome.out)
     (picture,) = document["pictures"]
     assert picture["path"] == "here/00001-0-rocket.png" and document["sheet"] == "here/00002-0-sheet.png"
-    assert picture["request"]["sampler"] == "euler" and picture["request"]["width"] == 64
+    assert picture["request"]["sampler"] == "euler" and picture["request"]["width"] == 128
     recorded = read_provenance(folder / picture["path"])
     assert recorded is not None and json.loads(recorded.to_json()) == {
         name: value for name, value in picture.items() if name not in ("path", "model_calls")
@@ -127,7 +127,7 @@ def test_prompts_from_files(cli: Cli, folder: Path) -> None:
     rich = json.loads(cli("generate", "--prompts-file", "prompts.jsonl", "--json", *QUICK).out)
     first, second = (picture["request"] for picture in rich["pictures"])
     assert (first["seed"], first["sampler"], first["steps"]) == (3, "ddim", 2)
-    assert second["init_image"]["width"] == 64 and second["strength"] == 1.0
+    assert second["init_image"]["width"] == 128 and second["strength"] == 1.0
     (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "stepps": 3}\n')
     wrong = cli("generate", "--prompts-file", "prompts.jsonl")
     assert wrong.code == 2 and "line 2" in wrong.err and "did you mean 'steps'?" in wrong.err

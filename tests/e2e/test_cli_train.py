@@ -300,7 +300,9 @@ def test_another_config_is_refused_and_nothing_lost(cli: Cli, folder: Path, made
     outcome = cli("train", "autoencoder", "other.toml", "--data", str(made / "pictures"), "--out", "run", *CPU)
     assert "'corp' is no option" in outcome.errors[0]
     diffusion = ("train", "diffusion", "--data", str(made / "pictures"), "--out", str(made / "painter"), *CPU)
-    assert "scaling_factor" in cli(*diffusion, "--autoencoder", "pocket").errors[0]
+    (folder / "scaled.toml").write_text(AUTOENCODER.replace("[model]", "[model]\nscaling_factor = 0.5"))
+    assert cli("train", "autoencoder", "scaled.toml", "--data", str(made / "pictures"), "--out", "s", *CPU).code == 0
+    assert "scaling_factor" in cli(*diffusion, "--autoencoder", "s").errors[0]
     (folder / "again.toml").write_text(AUTOENCODER.replace("first_logvar = -6.0", "first_logvar = -5.0"))
     assert cli("train", "autoencoder", "again.toml", "--data", str(made / "pictures"), "--out", "again", *CPU).code == 0
     assert "another autoencoder" in cli(*diffusion, "--autoencoder", "again").errors[0]

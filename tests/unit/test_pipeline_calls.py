@@ -30,7 +30,7 @@ def test_adaptive_sampler_reports_its_calls(pipe: Pipeline) -> None:
 def test_both_passes_of_an_upscaled_picture_count(pipe: Pipeline) -> None:
     result = pipe.generate("rocket", steps=4, sampler="euler", upscale=2.0, upscale_strength=0.5)
     assert result.model_calls == (4 + 2,)
-    assert result.images[0].size == (128, 128)
+    assert result.images[0].size == (256, 256)
 
 
 def test_each_request_starts_from_its_own_picture(pipe: Pipeline, tmp_path: Path) -> None:

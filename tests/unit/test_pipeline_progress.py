@@ -90,7 +90,7 @@ def test_previews_are_small_pictures_of_what_comes_out(pocket: Pipeline) -> None
         if event.preview is not None:
             previews.append(event.preview())
 
-    result = pocket.generate("red heart", steps=10, width=64, height=48, sampler="dpmpp_2m", on_progress=look)
+    result = pocket.generate("red heart", steps=10, width=128, height=96, sampler="dpmpp_2m", on_progress=look)
     assert [preview.size for preview in previews] == [(16, 12)] * 10
     small = np.asarray(result.images[0].resize((16, 12), Image.Resampling.BOX))
     likeness = [np.corrcoef(np.asarray(preview).ravel(), small.ravel())[0, 1] for preview in previews]

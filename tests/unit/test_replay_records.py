@@ -94,7 +94,7 @@ def test_input_pictures_are_known_by_their_bytes(tmp_path: Path, monkeypatch: py
 
 def test_a_picture_from_what_the_caller_passed_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
     conditioning = pipeline.encode_prompt("a blue heart")
-    latents = torch.zeros(1, *pipeline.encode_image(Image.new("RGB", (64, 64))).shape[1:])
+    latents = torch.zeros(1, *pipeline.encode_image(Image.new("RGB", (128, 128))).shape[1:])
     made = pipeline.generate("a red heart", steps=1, latents=latents, conditioning=conditioning)
     path = save_picture(np.asarray(made.images[0]), tmp_path / "l.png", made.provenance[0])
     with pytest.raises(InvalidRequest, match="made with latents and a conditioning of the caller's own, which no file"):
