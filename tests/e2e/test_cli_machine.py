@@ -14,6 +14,8 @@ import pytest
 from command_line import Cli, files_in
 from PIL import Image
 
+pytestmark = pytest.mark.timeout(900)  # each starts several processes, which import torch anew
+
 # Two engines, one thread, one round: as little as shows it all.
 QUICK = ("--model", "pocket", "--threads", "1", "--rounds", "1", "--contenders", "eager,winograd-plain")
 

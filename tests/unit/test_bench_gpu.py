@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from benchmarks import gpu  # noqa: E402
 
+pytestmark = pytest.mark.timeout(900)  # each starts several processes, which import torch anew
+
 
 def test_one_json_says_what_was_measured_and_what_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "NOT_FOR_GPUS", (*gpu.NOT_FOR_GPUS, "diffusers", "diffusers-compile", "compile"))

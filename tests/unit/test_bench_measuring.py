@@ -29,6 +29,8 @@ from sfumato.pipeline.presets import PRESETS
 from sfumato.pipeline.request import Request
 from tiny_pipeline import POCKET
 
+pytestmark = pytest.mark.timeout(900)  # each starts several processes, which import torch anew
+
 UNET = UNetConfig(
     block_channels=(32, 64),
     attention=(True, False),
