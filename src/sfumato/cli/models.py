@@ -129,7 +129,7 @@ def warm(
 ) -> None:
     """Write a model's weights once more as a run uses them, so that it starts faster and in less memory.
 
-    Worth it for a .ckpt, and for files of other programs or in another dtype. `cache` lists and clears what is written.
+    Worth it for most files of other programs, and for those in another dtype. `cache` lists and clears what it wrote.
     """
     from sfumato.errors import InvalidRequest
     from sfumato.pipeline.warm_start import warm as write

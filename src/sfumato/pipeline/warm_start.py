@@ -1,8 +1,8 @@
 """A model's weights once more, as a run needs them: mapped from the user's cache, not converted while they are read.
 
-A part of a `.ckpt`, of a file whose tensors don't lie on 64 bytes, or in another dtype than it runs in is copied when
-it is loaded. `warm` writes it once, in the run's dtype and as torch lays it out; loading finds it by the SHA-256 of the
-files it came from. Nobody's disk is filled unasked: only `warm` writes. An entry that isn't what its key says is left.
+A part of a file whose tensors don't lie on 64 bytes, or in another dtype than it runs in, is copied when it is loaded.
+`warm` writes it once, in the run's dtype and as torch lays it out; loading finds it by the SHA-256 of the files it came
+from. Nobody's disk is filled unasked: only `warm` writes. An entry that isn't what its key says is left.
 """
 
 from __future__ import annotations
