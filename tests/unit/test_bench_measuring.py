@@ -42,7 +42,7 @@ UNET = UNetConfig(
     sample_size=8,
 )
 VAE = AutoencoderConfig(block_channels=(16, 32), layers_per_block=1, norm_groups=4, sample_size=16)
-TEXT = ClipTextConfig(vocab_size=4000, positions=32, width=24, hidden=48, layers=1, heads=2)
+TEXT = ClipTextConfig(vocab_size=4000, positions=77, width=24, hidden=48, layers=1, heads=2)
 
 
 @pytest.fixture(scope="module")

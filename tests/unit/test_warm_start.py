@@ -47,7 +47,7 @@ def written(file: Path, dtype: str) -> Path:
             sample_size=8,
         ),
         vae_config=AutoencoderConfig(block_channels=(16, 32), layers_per_block=1, norm_groups=4, sample_size=16),
-        text_config=ClipTextConfig(vocab_size=4000, positions=32, width=24, hidden=48, layers=1, heads=2),
+        text_config=ClipTextConfig(vocab_size=4000, positions=77, width=24, hidden=48, layers=1, heads=2),
         tokenizer=POCKET / "tokenizer",
     )
     convert(folder, file, layout="compvis", dtype=dtype)
@@ -61,7 +61,7 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
 def answer(model: Model) -> torch.Tensor:
     draw = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        context = model.text_encoder(torch.arange(32)[None])
+        context = model.text_encoder(torch.arange(77)[None])
         context = context if isinstance(context, torch.Tensor) else context[0]
         return model.unet(torch.randn((1, 4, 8, 8), generator=draw), torch.tensor([500.0]), context)
 
