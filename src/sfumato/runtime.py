@@ -86,6 +86,18 @@ def free_memory(device: torch.device) -> int | None:
     return min(limits, default=None)
 
 
+def return_freed_memory() -> None:
+    """Have glibc give large blocks back to the system as soon as they are freed, which it does only at first. Nothing
+    where the allocator is another."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**20)
+
+
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h: larger blocks are mappings of their own; setting it fixes it
+
+
 def _available() -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -43,6 +43,7 @@ class Models:
             device=settings.device,
             dtype=settings.dtype,
             engine=settings.engine,
+            memory=settings.memory,
             vae_tiling=settings.vae_tiling,
             ema=settings.ema,
             variant=settings.variant,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from sfumato.diffusion.catalog import PROFILES, SAMPLERS, SPACINGS
-from sfumato.engines.names import ENGINES, TILINGS
+from sfumato.engines.names import ENGINES, MEMORY_MODES, TILINGS
 from sfumato.pipeline.presets import PRESET, PRESETS
 from sfumato.pipeline.request import LongPrompts, Noise, PromptSyntax
 
@@ -188,11 +188,19 @@ RUN_FLAGS = (
         choices=tuple(ENGINES),
     ),
     Flag(
+        name="memory",
+        help="auto; lean or low read weights layer by layer from their file.",
+        panel=MODEL,
+        metavar="NAME",
+        default="auto",
+        choices=tuple(MEMORY_MODES),
+    ),
+    Flag(
         name="vae_tiling",
         help=f"How large pictures pass the VAE: {', '.join(TILINGS)}.",
         panel=MODEL,
         metavar="NAME",
-        default="auto",
+        default="the memory mode's",
         choices=tuple(TILINGS),
     ),
     Flag(name="variant", help='A folder\'s other files, such as "fp16".', panel=MODEL, metavar="NAME"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sfumato.pipeline.replay import Replay
     from sfumato.pipeline.request import Request
 
-_NAMES = ("device", "engine", "vae_tiling", "variant", "revision", "ema", "offline")
+_NAMES = ("device", "engine", "memory", "vae_tiling", "variant", "revision", "ema", "offline")
 _WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in _NAMES)
 
 

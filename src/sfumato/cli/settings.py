@@ -13,7 +13,7 @@ from typing import Any
 from sfumato.cli.options import SAFETY_POLICIES, Given, SafetyPolicy
 from sfumato.cli.terminal import write_note
 from sfumato.diffusion.catalog import check_choice
-from sfumato.engines.names import ENGINES, TILINGS
+from sfumato.engines.names import ENGINES, MEMORY_MODES, TILINGS
 from sfumato.errors import InvalidConfig, InvalidRequest
 from sfumato.pipeline.field_text import FIELDS, field_value
 from sfumato.pipeline.presets import PRESET, gives_up, with_preset
@@ -36,7 +36,8 @@ class RunSettings:
     device: str = "auto"
     dtype: str = "auto"
     engine: str = "auto"
-    vae_tiling: str = "auto"
+    memory: str = "auto"
+    vae_tiling: str | None = None
     variant: str | None = None
     revision: str | None = None
     ema: bool = True
@@ -58,7 +59,9 @@ class RunSettings:
                 f"batch_size {self.batch_size} must be a whole number from 1 to {MAX_BATCH}", field="batch_size"
             )
         check_choice("engine", self.engine, ENGINES)
-        check_choice("vae_tiling", self.vae_tiling, TILINGS)
+        check_choice("memory", self.memory, MEMORY_MODES)
+        if self.vae_tiling is not None:
+            check_choice("vae_tiling", self.vae_tiling, TILINGS)
         check_choice("safety", self.safety, SAFETY_POLICIES)
 
 
@@ -66,7 +69,8 @@ _RUN_TYPES: Mapping[str, Any] = {
     "device": str,
     "dtype": str,
     "engine": str,
-    "vae_tiling": str,
+    "memory": str,
+    "vae_tiling": str | None,
     "variant": str | None,
     "revision": str | None,
     "ema": bool,

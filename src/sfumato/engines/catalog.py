@@ -50,11 +50,12 @@ def choose(unet: UNet) -> str:
 
 def _unfit(unet: UNet) -> str:
     """Why the engines for float32 on a CPU can't run a model, "" where it can."""
-    weight = unet.conv_in.weight
-    if weight.device.type != "cpu":
-        return f"it is for the CPU, the model is on {weight.device.type}"
-    if str(weight.dtype) != "torch.float32":
-        return f"it computes in float32, the model is {str(weight.dtype).removeprefix('torch.')}"
+    bias = unet.conv_in.bias  # has the dtype to compute in; weights may be as their file stores them
+    assert bias is not None
+    if bias.device.type != "cpu":
+        return f"it is for the CPU, the model is on {bias.device.type}"
+    if str(bias.dtype) != "torch.float32":
+        return f"it computes in float32, the model is {str(bias.dtype).removeprefix('torch.')}"
     return ""
 
 

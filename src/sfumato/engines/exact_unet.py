@@ -187,7 +187,7 @@ def resnet(kernels: Kernels, block: ResnetBlock, x: Tensor, channel: Tensor | No
 
 def strided(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A convolution that isn't worth a kernel of its own: few, and a quarter of the pixels. NHWC to NHWC."""
-    out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, conv.stride, conv.padding)
+    out: Tensor = conv(x.permute(0, 3, 1, 2))
     return out.permute(0, 2, 3, 1).contiguous()
 
 

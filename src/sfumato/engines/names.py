@@ -19,3 +19,9 @@ TILINGS: Mapping[str, str] = {
     "frugal": "in strips too, with the largest maps computed twice: least memory of the exact ones, a third slower",
     "blend": "in overlapping tiles, as diffusers: another picture, in memory that hardly grows with it",
 }
+
+MEMORY_MODES: Mapping[str, str] = {
+    "auto": "fastest: weights stay in memory, large pictures pass the autoencoder in strips",
+    "lean": "weights stay in their file, a layer at a time in memory; the same pictures, nearly as fast",
+    "low": "as lean, with everything else as small as it gets; slower",
+}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sfumato.engines.compiler import kernels
 from sfumato.engines.kernels import Affine, Rows, Sums
 from sfumato.nn.attention import attention
+from sfumato.nn.stored import done_with
 
 # Below this many tiles of 4×4 outputs, transforming weights for 36 points costs more than F(2×2) saves.
 _FEW_TILES = 16
@@ -104,6 +105,7 @@ class NativeKernels:
             *map(c_int64, (batch, height, width, channels, conv.out_channels, enlarged, first, last - first)),
             c_int64(2 if tiles < _FEW_TILES else 4),
         )
+        done_with(conv)
         return out
 
     def linear(
@@ -133,6 +135,7 @@ class NativeKernels:
             _pointer(affine.shift if affine else None),
             c_int64(count // x.shape[0]),
         )
+        done_with(layer)
         return out
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -17,7 +17,7 @@ from sfumato.engines.kernels import Affine, Kernels, Sums
 
 # Strips begin on rows that the kernels' tiles begin on, also after an enlargement and before a reduction.
 ALIGNED = 8
-_PIXELS = 2**15  # enough of them in a strip for every thread to have tiles of its own
+_PIXELS = 2**14  # enough of them in a strip for every thread to have tiles of its own
 
 
 class Map(Protocol):
@@ -82,20 +82,22 @@ class Convolved:
         height, width = source.size
         self.size = height * self._factor, width * self._factor
         self._begin = self._end = 0
-        self._kept: list[Tensor] = []  # rows _begin to _end
+        self._kept: Tensor | None = None  # rows _begin to _end
 
     def rows(self, first: int, last: int) -> Tensor:
         # From an aligned row to another, so that the kernels' tiles lie where they do on the whole map.
         begin, end = first // ALIGNED * ALIGNED, min(-(-last // ALIGNED) * ALIGNED, self.size[0])
-        if not self._begin <= begin <= self._end:
-            self._begin = self._end = begin
-            self._kept = []
+        kept, self._kept = self._kept, None
+        if kept is None or not self._begin <= begin < self._end:
+            kept, self._end = None, begin
+        else:
+            kept = kept[:, begin - self._begin :]
         if end > self._end:
-            self._kept.append(self._compute(self._end, end))
-        kept = self._kept[0] if len(self._kept) == 1 else torch.cat(self._kept, dim=1)
-        self._kept = [kept[:, begin - self._begin :]]
-        self._begin, self._end = begin, max(end, self._end)
-        return self._kept[0][:, first - begin : last - begin].contiguous()
+            made = self._compute(self._end, end)
+            kept = made if kept is None else torch.cat([kept, made], dim=1)
+        assert kept is not None
+        self._kept, self._begin, self._end = kept, begin, max(end, self._end)
+        return kept[:, first - begin : last - begin].contiguous()
 
     def _compute(self, begin: int, end: int) -> Tensor:
         factor = self._factor

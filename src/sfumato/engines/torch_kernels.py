@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sfumato.engines.kernels import Affine, Rows, Sums
 from sfumato.nn.attention import attention
+from sfumato.nn.stored import done_with
 
 # F(4×4, 3×3), points 0, ±1, ±2, ∞ (Lavin and Gray 2016, section 4.3).
 _INPUT = (
@@ -99,6 +100,7 @@ class TorchKernels:
             out = _winograd(x, conv)
         else:
             out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight.to(x.dtype), conv.bias, padding=1).permute(0, 2, 3, 1)
+        done_with(conv)
         if rows is not None:
             out = out[:, slice(*rows)]
         if channel is not None:
@@ -121,6 +123,7 @@ class TorchKernels:
         elif norm is not None:
             x = _affine(x, norm)
         out = F.linear(x, layer.weight.flatten(1).to(x.dtype), layer.bias)
+        done_with(layer)
         if gated:
             value, gate = out.chunk(2, dim=-1)
             out = value * F.gelu(gate)

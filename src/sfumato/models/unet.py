@@ -373,7 +373,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """(B,) → (B, 4·channels)"""
-        embedding = timestep_embedding(timesteps, self.channels).to(self.linear_1.weight.dtype)
+        # The bias has the dtype to compute in; the weight may be as its file stores it.
+        embedding = timestep_embedding(timesteps, self.channels).to(self.linear_1.bias.dtype)
         out: Tensor = self.linear_2(F.silu(self.linear_1(embedding)))
         return out
 

@@ -21,7 +21,8 @@ def load_pipeline(
     ema: bool = True,
     variant: str | None = None,
     engine: str = "auto",
-    vae_tiling: str = "auto",
+    memory: str = "auto",
+    vae_tiling: str | None = None,
     safety: Policy = "flag",
     watermark: bool = True,
     batch_size: int | None = None,
@@ -34,8 +35,9 @@ def load_pipeline(
 
     `vae` is another autoencoder's file or folder; `ema` takes the moving average where a file has it beside the last
     step; `variant` "fp16" prefers half-precision files. `engine` is how the networks run: "auto", "eager" or another
-    of `engines.names`; `vae_tiling` is how large pictures pass the autoencoder (`engines.names.TILINGS`). `token`,
-    `revision` and `offline` are for the Hub. Raises `ModelNotFound`, `HubError`, `CheckpointError` or `InvalidConfig`.
+    of `engines.names`; `memory` is how much it may take ("auto", "lean" or "low"), `vae_tiling` how large pictures pass
+    the autoencoder (`engines.names.TILINGS`; by default what belongs to the memory mode). `token`, `revision` and
+    `offline` are for the Hub. Raises `ModelNotFound`, `HubError`, `CheckpointError`, `InvalidConfig` or `OutOfMemory`.
     """
     target = resolve_device(device)
     location = resolve(model, token=token, revision=revision, offline=offline, variant=variant, on_progress=on_progress)
@@ -48,6 +50,7 @@ def load_pipeline(
         ema=ema,
         variant=variant,
         engine=engine,
+        memory=memory,
         vae_tiling=vae_tiling,
         on_progress=on_progress,
     )

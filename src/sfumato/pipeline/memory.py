@@ -6,19 +6,28 @@ to what was measured (docs/memory.md) and rather below it, since a run that woul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
+
+from sfumato.engines.engine import Engine
+from sfumato.engines.names import MEMORY_MODES
 from sfumato.engines.tiling import tiling_of
-from sfumato.errors import OutOfMemory
+from sfumato.errors import InvalidRequest, OutOfMemory
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.unet import UNetConfig
+from sfumato.nn.stored import bytes_widened, keep, widen
 from sfumato.pipeline.request import Request, upscaled
-from sfumato.runtime import free_memory
+from sfumato.runtime import free_memory, logger, return_freed_memory
 
 if TYPE_CHECKING:
     from sfumato.pipeline.model import Model
+
+TILING: Mapping[str, str] = {"auto": "auto", "lean": "exact", "low": "frugal"}
+"""How large pictures pass the autoencoder in each memory mode, unless told otherwise."""
 
 _GUIDED = 2  # answers in one forward: with the prompt and without
 
@@ -37,6 +46,40 @@ class Shape:
     compiled: bool
     encodes: bool
     itemsize: int
+
+
+def settle(modules: Sequence[nn.Module], engine: Engine, memory: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Leave a loaded model's weights where they are or widen them, as its engine and memory mode ask.
+
+    The compiled kernels read stored weights as fast as widened ones; others are given float32 unless memory is short.
+    Raises `OutOfMemory` where widened weights don't fit, `InvalidRequest` for a name that is no memory mode.
+    """
+    if memory not in MEMORY_MODES:
+        raise InvalidRequest(f"memory {memory!r} is unknown: use {', '.join(MEMORY_MODES)}", field="memory")
+    if memory != "auto" and (device.type != "cpu" or dtype is not torch.float32):
+        logger.warning("memory %s: weights are read layer by layer in float32 on a CPU only, not here", memory)
+        return
+    if memory != "auto":
+        return_freed_memory()
+    if memory != "auto" and engine.name in _STREAM:
+        return
+    if memory == "auto" and engine.kernels is not None:
+        for module in modules:
+            keep(module)
+        return
+    if memory != "auto":
+        logger.warning("memory %s: engine %s needs the whole model in memory", memory, engine.name)
+    needed, free = sum(map(bytes_widened, modules)), free_memory(device)
+    if free is not None and needed > free:
+        raise OutOfMemory(
+            f"the model takes {gigabytes(needed)} as float32, {gigabytes(free)} are free: use --memory lean"
+        )
+    for module in modules:
+        widen(module)
+
+
+_STREAM = frozenset({"winograd", "winograd-plain", "eager"})
+"""Engines that run layers whose weights are stored in another dtype, and have gone from memory meanwhile."""
 
 
 def check_memory(model: Model, request: Request, batch: int) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,11 +19,12 @@ from sfumato.models import compvis
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipText
 from sfumato.models.unet import UNet
-from sfumato.pipeline.model_files import ModelFiles, naming, open_model
+from sfumato.pipeline.memory import TILING, settle
+from sfumato.pipeline.model_files import ModelFiles, Part, naming, open_model
 from sfumato.pipeline.warm_start import warm_parts
 from sfumato.progress import OnProgress, Progress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
-from sfumato.weights.mapper import fill
+from sfumato.weights.mapper import fill, fill_as_stored
 from sfumato.weights.registry import model_hash
 
 
@@ -101,14 +103,16 @@ def load_model(
     ema: bool = True,
     variant: str | None = None,
     engine: str = "eager",
-    vae_tiling: str = "auto",
+    memory: str = "auto",
+    vae_tiling: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> Model:
     """Read a model in either layout onto a device, tensor by tensor from the memory map, and start its engine.
 
     Parts that `warm_start.warm` has written before are read from there: the same numbers, in less time and memory.
 
-    Raises as `open_model` and `engines.catalog.start` do, and `InvalidConfig` for parts that don't fit each other.
+    `memory` is one of `engines.names.MEMORY_MODES`; `vae_tiling` None is what belongs to it. Raises as `open_model`,
+    `engines.catalog.start` and `memory.settle` do, and `InvalidConfig` for parts that don't fit each other.
     """
     with open_model(path, vae=vae, ema=ema, variant=variant) as files:
         tokenizer, noise_schedule = check_fit(files)
@@ -116,19 +120,22 @@ def load_model(
         with warm_parts(files, dtype) as warm:
             for step, (part_name, part) in enumerate(files.parts.items()):
                 on_progress(Progress(stage="load", step=step, steps=len(files.parts)))
-                source = warm.get(part_name, part)
-                fill(part.module, source.entries, source.checkpoint, dtype=dtype, device=device)
+                # What is to stay in its file is smallest where it came from.
+                _fill(warm.get(part_name, part) if memory == "auto" else part, dtype, device)
         on_progress(Progress(stage="load", step=len(files.parts), steps=len(files.parts)))
+        unet, autoencoder, text_encoder = files.unet.module, files.vae.module, files.text_encoder.module
+        started = start(engine, unet, autoencoder, tiling=vae_tiling or TILING[memory])
+        settle((unet, autoencoder, text_encoder), started, memory, device, dtype)
         return Model(
             name=name,
             path=path,
             vae_path=vae,
             weights=weights,
             last_step=not files.ema and compvis.has_ema(files.unet.checkpoint.tensors),
-            unet=files.unet.module,
-            autoencoder=files.vae.module,
-            engine=start(engine, files.unet.module, files.vae.module, tiling=vae_tiling),
-            text_encoder=files.text_encoder.module,
+            unet=unet,
+            autoencoder=autoencoder,
+            engine=started,
+            text_encoder=text_encoder,
             tokenizer=tokenizer,
             noise_schedule=noise_schedule,
             prediction=files.scheduler.get("prediction_type", "epsilon"),
@@ -137,6 +144,14 @@ def load_model(
             device=device,
             dtype=dtype,
         )
+
+
+def _fill(part: Part[Any], dtype: torch.dtype, device: torch.device) -> None:
+    """What runs in float32 on a CPU can be left in the file: `settle` decides when its engine is known."""
+    if device.type == "cpu" and dtype is torch.float32:
+        fill_as_stored(part.module, part.entries, part.checkpoint, dtype)
+    else:
+        fill(part.module, part.entries, part.checkpoint, dtype=dtype, device=device)
 
 
 def read_tokenizer(files: ModelFiles) -> Tokenizer:

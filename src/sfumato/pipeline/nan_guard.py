@@ -59,4 +59,5 @@ def _first_bad_layer(module: nn.Module, run: Callable[[], object]) -> str | None
 
 
 def _halved(module: nn.Module) -> bool:
-    return next(module.parameters()).dtype != torch.float32
+    # Biases and norms have the dtype that is computed in; weights may be as their file stores them.
+    return next(p for p in module.parameters() if p.ndim == 1).dtype != torch.float32

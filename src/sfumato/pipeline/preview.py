@@ -26,7 +26,7 @@ class Preview:
         coarse = torch.randn((_EXAMPLES, config.latent_channels, _COARSE, _COARSE), generator=generator)
         latents = interpolate(coarse, size=(_SIDE, _SIDE), mode="bilinear")
         with torch.inference_mode():
-            decoded = autoencoder.decode((latents / config.scaling_factor).to(autoencoder.decoder.conv_in.weight))
+            decoded = autoencoder.decode((latents / config.scaling_factor).to(autoencoder.decoder.conv_in.bias))
         colours = avg_pool2d(decoded.float().cpu().clamp(-1, 1), config.factor)  # (examples, 3, side, side)
         cells = torch.cat([_cells(latents), torch.ones(_EXAMPLES * _SIDE * _SIDE, 1)], dim=1)
         self.matrix = torch.linalg.lstsq(cells, _cells(colours)).solution  # (latent_channels + 1, 3)

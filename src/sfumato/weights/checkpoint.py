@@ -13,7 +13,7 @@ from torch import Tensor
 from sfumato.errors import CheckpointError, InvalidRequest, ModelNotFound, UnsafeCheckpoint
 from sfumato.files import plain_name
 from sfumato.weights.safetensors_file import bounded_json, read_safetensors
-from sfumato.weights.stored import MAX_TENSORS, MappedFile, StoredTensor, TensorInfo
+from sfumato.weights.stored import MAX_TENSORS, MappedFile, MappedPages, StoredTensor, TensorInfo
 from sfumato.weights.torch_file import read_torch_legacy, read_torch_zip
 
 __all__ = ["Checkpoint", "TensorInfo", "find_weights", "open_checkpoint"]
@@ -57,6 +57,11 @@ class Checkpoint:
     def is_aligned(self, name: str) -> bool:
         """Whether `read` gives the tensor where it lies in the file, also when it has to be `aligned`."""
         return self._stored[name].is_aligned
+
+    def pages(self, name: str) -> MappedPages:
+        """The memory behind the view that `read` gives of the tensor `name`."""
+        stored = self._stored[name]
+        return stored.file.pages(stored.start, stored.start + stored.info.nbytes)
 
     @property
     def files(self) -> tuple[Path, ...]:

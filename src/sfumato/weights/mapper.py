@@ -5,15 +5,16 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError
+from sfumato.nn.stored import STORED, store
 
 if TYPE_CHECKING:
-    import torch
-
     from sfumato.weights.checkpoint import Checkpoint
 
 
@@ -132,3 +133,25 @@ def fill(
     for entry in entries:
         tensor = checkpoint.read(entry.theirs, dtype, aligned=on_cpu).reshape(shapes[entry.ours])
         assign(module, entry.ours, tensor if device is None else tensor.to(device))
+
+
+_WIDENED = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_LARGE = 2**16  # numbers
+
+
+def fill_as_stored(module: nn.Module, entries: Iterable[Entry], checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """As `fill` on a CPU, with large weights left where they lie in the mapped file, in the file's own dtype.
+
+    Their layers widen them when they run, and give their pages back then until they are told to `keep` them; the rest,
+    a few megabytes, is converted to `dtype`.
+    """
+    layers = {f"{name}.weight": layer for name, layer in module.named_modules() if type(layer) in STORED}
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    for entry in entries:
+        info, layer = checkpoint.tensors[entry.theirs], layers.get(entry.ours)
+        if layer is not None and info.dtype in _WIDENED and prod(info.shape) >= _LARGE:
+            weight = checkpoint.read(entry.theirs).reshape(shapes[entry.ours])
+            if weight.is_contiguous():
+                store(layer, weight, checkpoint.pages(entry.theirs))
+                continue
+        assign(module, entry.ours, checkpoint.read(entry.theirs, dtype, aligned=True).reshape(shapes[entry.ours]))

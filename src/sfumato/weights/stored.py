@@ -34,6 +34,22 @@ ALIGNMENT = 64
 """Bytes on which torch's allocations begin. A mapping begins on a page: places in a file tell those in memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class MappedPages:
+    """Bytes `start` to `stop` of a mapping, which stays valid as long as this does."""
+
+    mapping: mmap.mmap
+    start: int
+    stop: int
+
+    def release(self) -> None:
+        """Give the pages wholly within back to the system; what was written to them is lost."""
+        first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = self.stop // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapping.madvise(mmap.MADV_DONTNEED, first, length)
+
+
 class MappedFile:
     """A file mapped into memory, privately: what is written to a view never reaches the file."""
 
@@ -67,10 +83,11 @@ class MappedFile:
 
     def forget(self, start: int, stop: int) -> None:
         """Give the memory of the streaming pages wholly within bytes `start` to `stop` back to the system."""
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self._open(self._streaming).madvise(mmap.MADV_DONTNEED, first, length)
+        MappedPages(self._open(self._streaming), start, stop).release()
+
+    def pages(self, start: int, stop: int) -> MappedPages:
+        """What lies behind a view of bytes `start` to `stop`."""
+        return MappedPages(self._open(self._views), start, stop)
 
     def close(self) -> None:
         """Let go of the file. Tensors already read stay valid: each keeps the mapping alive."""
