@@ -98,7 +98,9 @@ def run_diffusers(folder: str, options: Mapping[str, str]) -> dict[str, object]:
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, feature_extractor=None, torch_dtype=torch.float32
+    )
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     marks = [(time.perf_counter(), time.process_time())]

@@ -26,8 +26,7 @@ from sfumato.runtime import free_memory, logger, return_freed_memory
 if TYPE_CHECKING:
     from sfumato.pipeline.model import Model
 
-TILING: Mapping[str, str] = {"auto": "auto", "lean": "exact", "low": "frugal"}
-"""How large pictures pass the autoencoder in each memory mode, unless told otherwise."""
+_TILING: Mapping[str, str] = {"auto": "auto", "lean": "exact", "low": "frugal"}
 
 _GUIDED = 2  # answers in one forward: with the prompt and without
 
@@ -48,14 +47,20 @@ class Shape:
     itemsize: int
 
 
+def tiling_in(memory: str, tiling: str | None) -> str:
+    """How large pictures pass the autoencoder: as told, else as belongs to the memory mode. Raises `InvalidRequest`
+    for a name that is no memory mode."""
+    if memory not in _TILING:
+        raise InvalidRequest(f"memory {memory!r} is unknown: use {', '.join(MEMORY_MODES)}", field="memory")
+    return _TILING[memory] if tiling is None else tiling
+
+
 def settle(modules: Sequence[nn.Module], engine: Engine, memory: str, device: torch.device, dtype: torch.dtype) -> None:
     """Leave a loaded model's weights where they are or widen them, as its engine and memory mode ask.
 
     The compiled kernels read stored weights as fast as widened ones; others are given float32 unless memory is short.
-    Raises `OutOfMemory` where widened weights don't fit, `InvalidRequest` for a name that is no memory mode.
+    Raises `OutOfMemory` where widened weights don't fit.
     """
-    if memory not in MEMORY_MODES:
-        raise InvalidRequest(f"memory {memory!r} is unknown: use {', '.join(MEMORY_MODES)}", field="memory")
     if memory != "auto" and (device.type != "cpu" or dtype is not torch.float32):
         logger.warning("memory %s: weights are read layer by layer in float32 on a CPU only, not here", memory)
         return

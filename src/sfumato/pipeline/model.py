@@ -19,7 +19,7 @@ from sfumato.models import compvis
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipText
 from sfumato.models.unet import UNet
-from sfumato.pipeline.memory import TILING, settle
+from sfumato.pipeline.memory import settle, tiling_in
 from sfumato.pipeline.model_files import ModelFiles, Part, naming, open_model
 from sfumato.pipeline.warm_start import warm_parts
 from sfumato.progress import OnProgress, Progress, ignore
@@ -112,8 +112,9 @@ def load_model(
     Parts that `warm_start.warm` has written before are read from there: the same numbers, in less time and memory.
 
     `memory` is one of `engines.names.MEMORY_MODES`; `vae_tiling` None is what belongs to it. Raises as `open_model`,
-    `engines.catalog.start` and `memory.settle` do, and `InvalidConfig` for parts that don't fit each other.
+    `engines.catalog.start`, `tiling_in` and `settle` do, and `InvalidConfig` for parts that don't fit each other.
     """
+    tiling = tiling_in(memory, vae_tiling)
     with open_model(path, vae=vae, ema=ema, variant=variant) as files:
         tokenizer, noise_schedule = check_fit(files)
         weights = _weight_files(files)
@@ -124,7 +125,7 @@ def load_model(
                 _fill(warm.get(part_name, part) if memory == "auto" else part, dtype, device)
         on_progress(Progress(stage="load", step=len(files.parts), steps=len(files.parts)))
         unet, autoencoder, text_encoder = files.unet.module, files.vae.module, files.text_encoder.module
-        started = start(engine, unet, autoencoder, tiling=vae_tiling or TILING[memory])
+        started = start(engine, unet, autoencoder, tiling=tiling)
         settle((unet, autoencoder, text_encoder), started, memory, device, dtype)
         return Model(
             name=name,
