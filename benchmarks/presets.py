@@ -1,11 +1,10 @@
 """Presets: what they give up on a model that paints, and what they save at v1-4's size beside diffusers' 50 PLMS steps.
 
-SFUMATO_BENCH_PART chooses. "quality" paints the same prompts and seeds by every preset of SFUMATO_BENCH_MODEL (pocket),
-writes the sheet into SFUMATO_BENCH_SHEET (presets.png) and prints numbers; SFUMATO_BENCH_PROMPTS is a file of prompts,
-SFUMATO_BENCH_REFERENCE a folder of real pictures, SFUMATO_BENCH_CLIP a CLIP model's folder. "time" measures each kind
-of UNet call and the decoders at v1-4's shapes with random weights, in turn, SFUMATO_BENCH_ROUNDS times, and adds up
-what each preset's calls come to; "image" also runs turbo's whole picture. With OMP_NUM_THREADS=1 processor seconds are
-counted, which a busy machine disturbs less. The second and the third need 8 GB of memory.
+SFUMATO_BENCH_PART chooses. "quality" is `sfumato bench --quality` for SFUMATO_BENCH_MODEL (pocket), its sheet in
+SFUMATO_BENCH_SHEET (presets.png). "time" measures each kind of UNet call and the decoders at v1-4's shapes with random
+weights, in turn, SFUMATO_BENCH_ROUNDS times, and adds up what each preset's calls come to; "image" also runs turbo's
+whole picture. With OMP_NUM_THREADS=1 processor seconds are counted, which a busy machine disturbs less. The second and
+the third need 8 GB of memory.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.engines import ROUNDS, SIDE, guided_inputs, networks
+from sfumato.cli.bench_quality import Quality, show_quality, write_quality
 from sfumato.diffusion.noise import seeded_noise
 from sfumato.diffusion.schedule import NoiseSchedule
 from sfumato.engines.catalog import start
@@ -34,17 +34,9 @@ from sfumato.pipeline.conditioning import Conditioning
 from sfumato.pipeline.model import Model
 from sfumato.pipeline.presets import PRESETS, with_preset
 from sfumato.pipeline.request import Request
-from sfumato.pipeline.saving import save_picture
 from sfumato.prompt.tokenizer import Tokenizer
-from sfumato.report.evaluation.painting import load_for_evaluation
-from sfumato.report.evaluation.preset_quality import PROMPTS, measured, paint_presets, preset_sheet
-from sfumato.report.evaluation.prompts import read_prompts
-from sfumato.report.evaluation.reference import read_folder
-from sfumato.report.features.clip import ClipFeatures
-from sfumato.report.features.efficientnet import EfficientNetFeatures
-from sfumato.report.features.network import Network
 
-PARTS = ("quality", "time")
+PARTS = "quality,time"
 DIFFUSERS_CALLS = 51  # PNDM's first step of 50 calls twice
 
 
@@ -187,29 +179,14 @@ def times(model: Model, their_step: Callable[[], Tensor], their_decode: Callable
 
 def quality() -> None:
     """The sheet and the table of one model."""
-    environment = {key: os.environ.get(f"SFUMATO_BENCH_{key}", "") for key in ("PROMPTS", "REFERENCE", "CLIP")}
-    prompts = read_prompts(Path(environment["PROMPTS"])).texts if environment["PROMPTS"] else list(PROMPTS)
-    networks: list[Network] = [EfficientNetFeatures()]
-    if environment["CLIP"]:
-        networks.append(ClipFeatures(Path(environment["CLIP"])))
-    painted = paint_presets(
-        load_for_evaluation(os.environ.get("SFUMATO_BENCH_MODEL", "pocket")),
-        prompts,
-        guidance_scale=float(os.environ.get("SFUMATO_BENCH_GUIDANCE", "5")),
-        on_pictures=lambda count: print(".", end="", flush=True),
-        clock=clock,
-    )
-    path = Path(os.environ.get("SFUMATO_BENCH_SHEET", "presets.png"))
-    save_picture(preset_sheet(painted, prompts), path, overwrite=True)
-    print(f"\n{path}: {len(prompts)} prompts")
-    reference = read_folder(Path(environment["REFERENCE"])) if environment["REFERENCE"] else ()
-    found = measured(painted, prompts, networks=networks, reference=reference)
-    for name, numbers in found.items():
-        print(f"{name:8}" + "".join(f"{key} {value:<10.4g}" for key, value in numbers.items()))
+    sheet = Path(os.environ.get("SFUMATO_BENCH_SHEET", "presets.png"))
+    made = show_quality(os.environ.get("SFUMATO_BENCH_MODEL", "pocket"), Quality(), sheet, overwrite=True)
+    write_quality(made)
+    print(made["sheet"])
 
 
 def main() -> None:
-    parts = os.environ.get("SFUMATO_BENCH_PART", ",".join(PARTS)).split(",")
+    parts = os.environ.get("SFUMATO_BENCH_PART", PARTS).split(",")
     if "quality" in parts:
         quality()
     if {"time", "image"} & set(parts):
