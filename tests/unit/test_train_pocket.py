@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from made_data import LABELS, Pictures, emoji_sample
+from sfumato.cli.autoencoders import load_autoencoder
 from sfumato.data.emoji import Split, split_of, subject_of
 from sfumato.data.samples import Sample
 from sfumato.data.shard_writer import as_stored, write_shards
@@ -17,8 +19,10 @@ from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
 from sfumato.pipeline.model import load_model
+from sfumato.report.card_run import facts_of_run
 from sfumato.train.autoencoder import AutoencoderTraining
 from sfumato.train.diffusion import DiffusionTraining
+from sfumato.train.encode import encoder_hash
 from sfumato.train.pocket import Pocket
 from sfumato.train.recipes import GPU_SHARES, POCKET, POCKET_GPU, Recipe, Stage
 from sfumato.train.sessions import read_sessions
@@ -82,7 +86,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Pocket:
 
 
 def test_every_stage_begins_where_the_one_it_names_ended(trained: Pocket) -> None:
-    scenes = weights_of_run(trained.folder / "scenes")
+    scenes = weights_of_run(trained.folder / "scenes-annealed")
     assert torch.equal(scenes["head.basis"], weights_of_run(trained.folder / "words")["head.basis"])
     for name in RECIPE:
         assert (trained.folder / name / "validation" / "step-00000002.png").is_file() == (name != "words"), name
@@ -116,7 +120,7 @@ def test_the_exported_model_loads_and_has_the_newest_decoder(trained: Pocket, tm
     model = load_model(tmp_path / "model", name="tiny", device=torch.device("cpu"), dtype=torch.float32)
     decoder = trained.autoencoder().decoder.conv_out.weight
     torch.testing.assert_close(model.autoencoder.decoder.conv_out.weight, decoder, atol=1e-3, rtol=1e-3)
-    unet = weights_of_run(trained.folder / "scenes")["unet.conv_in.weight"]
+    unet = weights_of_run(trained.folder / "scenes-annealed")["unet.conv_in.weight"]
     torch.testing.assert_close(model.unet.conv_in.weight, unet, atol=1e-3, rtol=1e-3)
 
 
@@ -124,6 +128,47 @@ def test_hours_are_noted(trained: Pocket) -> None:
     (session,) = read_sessions(trained.folder / "scenes")
     assert (session.first_step, session.last_step) == (0, 2)
     assert session.seconds > 0.0
+
+
+def test_later_stages_start_from_a_model_alone(trained: Pocket, tmp_path: Path, emoji: Path) -> None:
+    model = tmp_path / "model"
+    trained.export(model)
+    pocket = replace(_pocket(tmp_path / "run", emoji), start=model)
+    scenes = pocket.train("scenes").state
+    assert scenes.step == 2
+    session = read_sessions(pocket.folder / "scenes")[0]
+    assert (session.start or "").startswith("model (UNet's sha256 ")
+    stage = facts_of_run(pocket.folder / "scenes").training[0]
+    assert stage.start == session.start
+    # nothing is folded into the latents a second time, and the encoder that made them stays
+    for name, tensor in load_autoencoder(str(model)).state_dict().items():
+        assert torch.equal(tensor, pocket.latent_autoencoder.state_dict()[name]), name
+    assert encoder_hash(pocket.latent_autoencoder) == encoder_hash(load_autoencoder(str(model)))
+    shutil.rmtree(model)  # it has its own by now
+    again = _pocket(pocket.folder, emoji)
+    assert again.train("scenes-annealed").state.step == 2
+    assert read_sessions(pocket.folder / "scenes-annealed")[0].start == "scenes"
+    again.export(tmp_path / "further")
+    with pytest.raises(InvalidRequest, match="other latents"):
+        again.train("autoencoder-whole")
+
+
+def test_the_first_weights_are_the_models(trained: Pocket, tmp_path: Path, emoji: Path) -> None:
+    model = tmp_path / "model"
+    trained.export(model)
+    pocket = replace(_pocket(tmp_path / "run", emoji), start=model)
+    task = pocket._task("annealed", pocket._training("annealed"))
+    first = pocket._first("annealed", task)
+    assert first is not None
+    loaded = load_model(model, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+    for ours, theirs in ((first.unet, loaded.unet), (first.text_encoder, loaded.text_encoder)):
+        assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_a_folder_with_latents_of_its_own_takes_no_model(trained: Pocket, tmp_path: Path) -> None:
+    trained.export(tmp_path / "model")
+    with pytest.raises(InvalidRequest, match="autoencoder of its own"):
+        replace(trained, start=tmp_path / "model").train("scenes")
 
 
 def test_nothing_is_exported_before_there_is_a_painter(tmp_path: Path, emoji: Path) -> None:

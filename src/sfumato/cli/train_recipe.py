@@ -46,6 +46,15 @@ def recipe(
         str | None,
         typer.Option("--text-encoder", metavar="MODEL", rich_help_panel="Run", show_default=False),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Go on from this model's folder: pocket's later stages need nothing else then.",
+            rich_help_panel="Run",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show a recipe's stages, or run one: it starts from the averaged weights of the stage before.
 
@@ -55,10 +64,12 @@ def recipe(
     check_choice("recipe", name, NAMES)
     stages = _stages(name)
     pocket = name.startswith("pocket")
+    if start is not None and not (pocket and stage):
+        raise InvalidRequest(f"--start {start} is for stages of pocket: give --stage, or of v1 train the one before")
     if stage is not None:
         check_choice("stage", stage, (*stages, ALL) if pocket else tuple(stages))
         if pocket and not planned.dry_run:
-            _run_pocket(name, stage, options)
+            _run_pocket(name, stage, options, start)
         else:
             _run(stages, stage, options, planned, autoencoder, text_encoder)
     elif planned.dry_run:
@@ -140,7 +151,7 @@ def _run(
     train_diffusion(stage.training, options.data, own, parts)
 
 
-def _run_pocket(recipe_name: str, stage: str, options: RunOptions) -> None:
+def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | None) -> None:
     """Stages of pocket, which finds its data, words and latents below `options.out` itself."""
     from sfumato.cli.autoencoders import PUBLISHED
     from sfumato.cli.train_parts import write_card_of_run
@@ -150,14 +161,18 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions) -> None:
     from sfumato.train.pocket import Pocket
     from sfumato.train.recipes import GPU_SHARES, RECIPES
     from sfumato.train.trainer import stopping_on_signals
+    from sfumato.weights.store import resolve
 
     if options.data is None:
         raise InvalidRequest("pocket is trained on the emoji set: give its shards' folder as --data")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InvalidRequest(f"{recipe_name} draws and encodes its pictures in one process: start it without torchrun")
     cancellation = prepare(options)
     on_gpu = recipe_name == "pocket-gpu"
     pocket = Pocket(
         emoji=options.data,
         folder=options.out,
+        start=None if start is None else resolve(start).path,
         recipe=RECIPES[recipe_name],
         device=resolve_device(options.device),
         styles=("twemoji", "flat", "noto") if on_gpu else ("twemoji",),

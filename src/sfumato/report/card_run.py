@@ -34,6 +34,7 @@ def facts_of_run(folder: Path, *, name: str | None = None, region: str | None = 
     hours = sum(session.seconds for session in sessions) / 3600.0 if sessions else None
     stage = TrainingStage(
         name=name or folder.resolve().name,
+        start=next((session.start for session in sessions if session.start), None),
         steps=steps,
         batch=_whole(run, "batch"),
         text_dropped=_number(config, "caption_dropout"),

@@ -15,16 +15,12 @@ import torch
 
 from sfumato.errors import InvalidConfig, ModelNotFound
 from sfumato.files import atomic_folder, locked, make_folder, write_text
-from sfumato.json_files import read_object
-from sfumato.models import autoencoder as autoencoder_files
-from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
+from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.unet import UNetConfig
-from sfumato.nn.empty import empty_modules
 from sfumato.prompt.tokenizer import TOKENIZER_FILES, Tokenizer
 from sfumato.train.encode import encoder_hash
 from sfumato.train.export import publish_autoencoder
-from sfumato.weights.checkpoint import find_weights, open_checkpoint
-from sfumato.weights.mapper import fill, match
+from sfumato.train.warm_start import read_part
 
 _PARTS, _LOCK = "parts", ".lock"  # processes of one run find these parts in turn
 
@@ -34,11 +30,8 @@ def kept_autoencoder(run: Path) -> Autoencoder | None:
     folder = run / _PARTS / "vae"
     if not folder.is_dir():
         return None
-    config = AutoencoderConfig.from_published(read_object(folder / "config.json"))
-    with empty_modules():
-        module = Autoencoder(config).eval().requires_grad_(False)
-    with open_checkpoint(find_weights(folder)) as checkpoint:
-        fill(module, match(module, autoencoder_files.DIFFUSERS, checkpoint), checkpoint, dtype=torch.float32)
+    module = read_part(folder.parent, folder.name)
+    assert isinstance(module, Autoencoder)
     return module
 
 

@@ -4,6 +4,7 @@
     FOLDER/latents.json     mean and deviation of the latents, folded into the autoencoder before anything is encoded
     FOLDER/tokenizer/       learned from the captions
     FOLDER/moments/NAME/    encoded pictures
+    FOLDER/start/           the model that the stages went on from, where there was one (`warm_start`)
     FOLDER/model/           what is published
 
 Whatever is there already is used; so the same call goes on where an earlier one was stopped.
@@ -30,7 +31,7 @@ from sfumato.data.rendered import render
 from sfumato.data.samples import Dataset, Subset
 from sfumato.data.scenes import SceneMix, SceneSet
 from sfumato.data.transforms import Preparation, on_background
-from sfumato.errors import ModelNotFound
+from sfumato.errors import InvalidRequest, ModelNotFound
 from sfumato.files import atomic_folder, write_text
 from sfumato.json_files import read_object
 from sfumato.models.autoencoder import Autoencoder
@@ -51,6 +52,7 @@ from sfumato.train.stages import first_module, read_run, weights_of_run
 from sfumato.train.text import TextTask, TextTraining
 from sfumato.train.toml import read_config, to_toml
 from sfumato.train.trainer import CHECKPOINTS, Outcome, Task, train
+from sfumato.train.warm_start import KeptModel, keep_model, kept_model
 from sfumato.train.whitening import ChannelStatistics, channel_statistics, whiten
 
 SIDE = 128  # pixels
@@ -82,11 +84,14 @@ PROMPTS = (
 class Pocket:
     """The stages of `recipe` below `folder`, on scenes and drawings of the emoji shards in the folder `emoji`.
 
-    The diffusion model sees `styles` only. `processes` draw scenes beforehand where there are more than one.
+    With the model folder `start`, the stages that would make its latents and words aren't needed: those whose stage
+    before isn't there start from it. The diffusion model sees `styles` only. `processes` draw scenes beforehand where
+    there are more than one.
     """
 
     emoji: Path
     folder: Path
+    start: Path | None = None
     recipe: Recipe = field(default_factory=lambda: POCKET)
     styles: tuple[str, ...] = STYLES
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -103,9 +108,14 @@ class Pocket:
         cancellation: Cancellation | None = None,
         on_progress: OnProgress = ignore,
     ) -> Outcome:
-        """One stage, going on where it was stopped. `InvalidRequest` where the recipe has none of that name,
-        `ModelNotFound` where the stage that it starts from hasn't been trained."""
+        """One stage, going on where it was stopped. `InvalidRequest` where the recipe has none of that name or, with a
+        model to start from, it would make other latents; `ModelNotFound` where the stage before isn't there."""
         lineage(self.recipe, name)
+        if self._given is not None and name in lineage(self.recipe, LATENTS):
+            raise InvalidRequest(
+                f"stage {name} makes other latents than those of {self._given.name}: leave it out, or begin in another "
+                f"folder without --start"
+            )
         training = self._training(name)
         task = self._task(name, training)
         return train(
@@ -113,6 +123,7 @@ class Pocket:
             training,
             self.folder / name,
             start=self._first(name, task),
+            started_from=self._before(name),
             device=self.device,
             minutes=minutes,
             cancellation=cancellation,
@@ -132,7 +143,7 @@ class Pocket:
         With `shares` of the minutes, each stage that hasn't begun gets the steps that fit into its own (`fit`).
         """
         deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
-        for name in self.recipe:
+        for name in self._stages():
             left = None if deadline is None else (deadline - time.monotonic()) / 60.0
             if left is not None and left <= 0.0:
                 return False
@@ -188,6 +199,8 @@ class Pocket:
     @cached_property
     def latent_autoencoder(self) -> Autoencoder:
         """The autoencoder as it was when its encoder was left alone, with latents of zero mean and unit variance."""
+        if self._given is not None:
+            return self._given.autoencoder()  # its latents were given mean and variance before it was published
         autoencoder = autoencoder_of_run(self.folder / LATENTS)
         path = self.folder / "latents.json"
         if path.is_file():
@@ -210,6 +223,8 @@ class Pocket:
     def _tokenizer_folder(self) -> Path:
         """The tokenizer's files, learned once from the drawings' captions and some scenes'."""
         folder = self.folder / "tokenizer"
+        if self._given is not None:
+            return self._given.tokenizer
         if not folder.is_dir():
             scenes = self._scenes()
             drawn = [caption for subject in self._emoji.subjects for caption in captions_of(subject)]
@@ -264,7 +279,30 @@ class Pocket:
     def _training(self, name: str) -> Training:
         """The stage's config: the recipe's, or what the stage began with where that differs."""
         training, path = self.recipe[name].training, self.folder / name / "config.toml"
-        return read_config(type(training), path) if path.is_file() else training
+        if path.is_file():
+            return read_config(type(training), path)
+        if self._given is not None and isinstance(training, DiffusionTraining):
+            # a published model has no head, and its words don't need one any more
+            return replace(training, caption_head=0.0)
+        return training
+
+    @cached_property
+    def _given(self) -> KeptModel | None:
+        """The model to start from, in this folder from the first call on. `InvalidRequest` where the folder has made
+        latents of its own, `InvalidConfig` where it was begun with another model."""
+        if self.start is not None:
+            if self._begun(LATENTS):
+                raise InvalidRequest(
+                    f"{self.folder} has an autoencoder of its own: leave --start out, or begin in another folder"
+                )
+            keep_model(self.start, self.folder)
+        return kept_model(self.folder)
+
+    def _stages(self) -> Iterator[str]:
+        """Those to be trained, in order: with a model to start from, the ones that begin with nothing are left out."""
+        for name, stage in self.recipe.items():
+            if self._given is None or (stage.start is not None and name not in lineage(self.recipe, LATENTS)):
+                yield name
 
     @property
     def _painter(self) -> str | None:
@@ -275,14 +313,25 @@ class Pocket:
     def _begun(self, name: str) -> bool:
         return Checkpoints(self.folder / name / CHECKPOINTS, keep=1).any()
 
+    def _before(self, name: str) -> str:
+        """What a stage's first weights are from: the stage before, the model to start from, or nothing."""
+        start = self.recipe[name].start
+        if start is None:
+            return "scratch"
+        return start if self._given is None or self._begun(start) else self._given.name
+
     def _first(self, name: str, task: Task) -> nn.Module | None:
-        """The first weights of a stage that starts from another."""
+        """The first weights of a stage that starts from another, or from the model where that isn't there."""
         start, training = self.recipe[name].start, self.recipe[name].training
         if start is None or self._begun(name):
             return None
         if name == DECODER:
-            return first_module(task, _within_task(self.latent_autoencoder), training.run.seed)
-        return first_module(task, weights_of_run(self.folder / start), training.run.seed)
+            weights = _within_task(self.latent_autoencoder)
+        elif self._given is not None and not self._begun(start):
+            weights = self._given.weights()
+        else:
+            weights = weights_of_run(self.folder / start)
+        return first_module(task, weights, training.run.seed)
 
     def _task(self, name: str, training: Training) -> Task:
         if isinstance(training, AutoencoderTraining):
@@ -301,7 +350,13 @@ _PICTURES: Mapping[str, Callable[[Pocket], Dataset]] = {
     "scenes": Pocket._scenes,
     "held-out": Pocket._held_out,
 }
-_ENCODED = {"words": "drawings", "drawings": "drawings", "scenes": "scenes"}  # stage: what it is trained on
+_ENCODED = {  # stage: what it is trained on
+    "words": "drawings",
+    "drawings": "drawings",
+    "annealed": "drawings",
+    "scenes": "scenes",
+    "scenes-annealed": "scenes",
+}
 
 
 def autoencoder_scenes(emoji: EmojiSet, seed: int) -> SceneSet:

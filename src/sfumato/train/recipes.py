@@ -147,12 +147,25 @@ _POCKET_DRAWINGS = DiffusionTraining(
     noise=NoiseConfig(weighting="high_noise", density=0.35, stratified=True),
     run=RunConfig(
         seed=30,
-        steps=6400,
+        steps=3100,
         batch=32,
         precision="bfloat16",
         ema_decay=0.999,
         validate_every=800,
-        optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), warmup_steps=300, schedule="linear"),
+        optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), warmup_steps=300),
+    ),
+)
+
+# A rate that falls to 0 at last is worth thousands of steps; each stage that does is short, and begins anew.
+_POCKET_ANNEALED = replace(
+    _POCKET_DRAWINGS,
+    run=replace(
+        _POCKET_DRAWINGS.run,
+        seed=32,
+        steps=480,
+        validate_every=480,
+        ema_decay=0.99,
+        optimizer=replace(_POCKET_DRAWINGS.run.optimizer, learning_rate=6e-4, warmup_steps=0, schedule="linear"),
     ),
 )
 
@@ -161,8 +174,21 @@ _POCKET_SCENES = replace(
     run=replace(
         _POCKET_DRAWINGS.run,
         seed=31,
-        steps=20_000,
-        optimizer=replace(_POCKET_DRAWINGS.run.optimizer, learning_rate=7e-4),
+        steps=1400,
+        validate_every=1000,
+        ema_decay=0.998,
+        optimizer=replace(_POCKET_DRAWINGS.run.optimizer, learning_rate=7e-4, warmup_steps=200),
+    ),
+)
+
+_POCKET_SCENES_ANNEALED = replace(
+    _POCKET_SCENES,
+    run=replace(
+        _POCKET_SCENES.run,
+        seed=33,
+        steps=3600,
+        validate_every=600,
+        optimizer=replace(_POCKET_SCENES.run.optimizer, warmup_steps=0, schedule="linear"),
     ),
 )
 
@@ -176,7 +202,9 @@ POCKET: Recipe = {
     "autoencoder": Stage(start="autoencoder-whole", data=_PAINTED, resolution=128, training=_POCKET_DECODER),
     "words": Stage(data=_DRAWINGS, resolution=128, training=_POCKET_WORDS),
     "drawings": Stage(start="words", data=_DRAWINGS, resolution=128, training=_POCKET_DRAWINGS),
-    "scenes": Stage(start="drawings", data=_PAINTED, resolution=128, training=_POCKET_SCENES),
+    "annealed": Stage(start="drawings", data=_DRAWINGS, resolution=128, training=_POCKET_ANNEALED),
+    "scenes": Stage(start="annealed", data=_PAINTED, resolution=128, training=_POCKET_SCENES),
+    "scenes-annealed": Stage(start="scenes", data=_PAINTED, resolution=128, training=_POCKET_SCENES_ANNEALED),
 }
 
 
@@ -195,7 +223,9 @@ POCKET_GPU: Recipe = {
     "autoencoder-whole": _larger(POCKET["autoencoder-whole"], 64, 2e-3),
     "words": _larger(POCKET["words"], 512, 2e-3),
     "drawings": _larger(POCKET["drawings"], 512, 2e-3),
+    "annealed": _larger(POCKET["annealed"], 512, 1.2e-3),
     "scenes": _larger(POCKET["scenes"], 512, 1.5e-3),
+    "scenes-annealed": _larger(POCKET["scenes-annealed"], 512, 1.5e-3),
     "autoencoder": _larger(POCKET["autoencoder"], 64, 1e-3),
 }
 
@@ -204,8 +234,10 @@ GPU_SHARES: Mapping[str, float] = {
     "autoencoder-squares": 0.08,
     "autoencoder-whole": 0.12,
     "words": 0.02,
-    "drawings": 0.2,
-    "scenes": 0.4,
+    "drawings": 0.16,
+    "annealed": 0.04,
+    "scenes": 0.2,
+    "scenes-annealed": 0.2,
     "autoencoder": 0.12,
 }
 

@@ -27,7 +27,7 @@ RETRIEVER = ClipTraining(
     vision=ClipVisionConfig(image_size=64, patch_size=8, width=128, hidden=512, layers=4, heads=4, projection_dim=128),
     run=RunConfig(
         seed=20,
-        steps=560,
+        steps=2400,
         batch=128,
         precision="bfloat16",
         ema_decay=0.98,

@@ -19,7 +19,10 @@ SESSIONS = "sessions.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One stretch of training: `devices` devices of the kind `device` for `seconds`, from one step to another."""
+    """One stretch of training: `devices` devices of the kind `device` for `seconds`, from one step to another.
+
+    `start` says what the run's first weights are from, None where nothing is known.
+    """
 
     started: str
     seconds: float
@@ -27,12 +30,14 @@ class Session:
     devices: int
     first_step: int
     last_step: int
+    start: str | None = None
 
 
 class SessionLog:
     """Appends this session's lines to the file in a run's `folder`. `device` is `runtime.processor_name`'s."""
 
-    def __init__(self, folder: Path, *, device: str, devices: int, step: int) -> None:
+    def __init__(self, folder: Path, *, device: str, devices: int, step: int, start: str | None = None) -> None:
+        self._start = start
         self._path, self._device, self._devices, self._first = folder / SESSIONS, device, devices, step
         self._started = datetime.now(UTC).isoformat(timespec="microseconds")
         self._clock = time.monotonic()
@@ -48,6 +53,7 @@ class SessionLog:
             devices=self._devices,
             first_step=self._first,
             last_step=step,
+            start=self._start,
         )
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(session)) + "\n")

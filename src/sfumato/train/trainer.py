@@ -93,6 +93,7 @@ def train(
     folder: Path,
     *,
     start: nn.Module | None = None,
+    started_from: str | None = None,
     device: torch.device | None = None,
     minutes: float | None = None,
     cancellation: Cancellation | None = None,
@@ -101,8 +102,9 @@ def train(
     """Train `task` in `folder`, going on from the newest checkpoint there if there is one.
 
     `folder` gets config.toml, metrics.jsonl, checkpoints/ and validation/. `start` gives the first weights in place of
-    `task.build()`. After `minutes`, or when `cancellation` is requested, it stops between two steps with a checkpoint.
-    Resumed on the same kind of machine with the same number of threads, every number is what it would have been.
+    `task.build()`, and `started_from` says what they are, for the run's notes. After `minutes`, or when `cancellation`
+    is requested, it stops between two steps with a checkpoint. Resumed on the same kind of machine with the same number
+    of threads, every number is what it would have been.
 
     Under torchrun all processes call it alike, with a folder that they share; a CUDA device without a number is that of
     the process's place. The first process writes. Order and randomness don't depend on the number of processes, losses
@@ -114,7 +116,7 @@ def train(
     when another process raised what counts.
     """
     world = join_world(device)
-    with _Loop(task, config, folder, start, world, cancellation or Cancellation()) as loop:
+    with _Loop(task, config, folder, start, world, cancellation or Cancellation(), started_from) as loop:
         return loop.run(None if minutes is None else time.monotonic() + 60.0 * minutes, on_progress)
 
 
@@ -156,6 +158,7 @@ class _Loop:
         start: nn.Module | None,
         world: World,
         cancellation: Cancellation,
+        started_from: str | None,
     ) -> None:
         self.task, self.run_config, self.folder, self.world = task, config.run, folder, world
         self.cancellation = cancellation
@@ -174,7 +177,11 @@ class _Loop:
             self._write_config(to_toml(config))
             self.metrics = MetricsLog(folder / METRICS, after=self.state.step)
             self.sessions = SessionLog(
-                folder, device=processor_name(world.device), devices=world.size, step=self.state.step
+                folder,
+                device=processor_name(world.device),
+                devices=world.size,
+                step=self.state.step,
+                start=started_from,
             )
         self.trackers = open_trackers(config.run, folder, self.values, after=self.state.step) if world.first else []
 
