@@ -1,13 +1,15 @@
-"""One guided step of a v1-4-size UNet and one decode at 512×512: our engines beside diffusers.
+"""One guided step of a v1-4-size UNet and one decode at 512×512: our engines beside diffusers and OpenVINO.
 
 Random weights, shared by all. Contestants take turns (A B C, A B C …); the medians' ratios are the claim, since
 machines are noisy. With OMP_NUM_THREADS=1 processor seconds are counted, which a busy machine disturbs less.
-`python -m benchmarks.engines NAME…` runs only those; SFUMATO_BENCH_ROUNDS, SFUMATO_BENCH_SIZE and SFUMATO_BENCH_PART
-(unet, decode or both) choose how much. Needs 8 GB of memory, 12 GB with OpenVINO.
+`python -m benchmarks.engines NAME…` runs only those: engines, diffusers, diffusers-bf16, openvino-bf16 (the last two a
+step only). SFUMATO_BENCH_ROUNDS, SFUMATO_BENCH_SIZE and SFUMATO_BENCH_PART (unet, decode or both) choose how much.
+Needs 8 GB of memory, 12 GB with OpenVINO.
 """
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -22,6 +24,7 @@ from torch import Tensor
 
 import sfumato
 from sfumato.engines.catalog import start
+from sfumato.engines.openvino import OpenVinoUNet
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.nn.empty import empty_modules
@@ -57,6 +60,11 @@ def guided_inputs(seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     return latents, torch.tensor([981.0, 981.0]), torch.randn((2, 77, 768), generator=generator)
 
 
+def no_decode() -> Tensor:
+    """Of a contestant for the step alone."""
+    raise SystemExit("only the step is measured in bf16: set SFUMATO_BENCH_PART=unet")
+
+
 def contestants(names: tuple[str, ...]) -> dict[str, tuple[Run, Run]]:
     """A guided step and a decode for each name."""
     theirs, their_vae, unet, vae = networks()
@@ -64,7 +72,13 @@ def contestants(names: tuple[str, ...]) -> dict[str, tuple[Run, Run]]:
     z = torch.randn((1, 4, SIDE, SIDE), generator=torch.Generator().manual_seed(2))
     runs: dict[str, tuple[Run, Run]] = {}
     for name in names:
-        if name == "diffusers":
+        if name == "diffusers-bf16":
+            half = copy.deepcopy(theirs).bfloat16()
+            runs[name] = (lambda m=half: m(x.bfloat16(), t, context.bfloat16()).sample.float(), no_decode)
+        elif name == "openvino-bf16":
+            network = OpenVinoUNet(unet, precision="bf16")
+            runs[name] = (lambda n=network: n(x, t, context), no_decode)
+        elif name == "diffusers":
             runs[name] = (lambda: theirs(x, t, context).sample, lambda: their_vae.decode(z).sample)
         else:
             engine = start(name, unet, vae)
@@ -78,11 +92,12 @@ def measure(runs: dict[str, Run]) -> dict[str, dict[str, float]]:
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     answers = {name: run() for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
+    for round_ in range(ROUNDS):
         for name, run in runs.items():
             started = clock()
             run()
             seconds[name].append(clock() - started)
+            print(f"round {round_ + 1}: {name} {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     reference = answers[first]
     return {
         name: {

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from in_memory import load
-from sfumato.engines import compiler
+from engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
+from sfumato.engines import compiled, compiler
 from sfumato.engines.catalog import choose, start
 from sfumato.engines.exact_autoencoder import ExactAutoencoder
 from sfumato.engines.exact_unet import ExactUNet
@@ -22,32 +22,14 @@ from sfumato.engines.native_kernels import NativeKernels
 from sfumato.engines.torch_kernels import TorchKernels
 from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.models import autoencoder, unet
-from tiny import AUTOENCODERS, UNETS, diffusers_autoencoder, diffusers_unet
+from tiny import AUTOENCODERS, UNETS
 
-KERNELS: dict[str, Callable[[], Kernels]] = {"compiled": NativeKernels, "plain": TorchKernels}
+KERNELS: dict[str, Callable[[], Kernels]] = {
+    "compiled": NativeKernels,
+    "compiled for AVX2": lambda: NativeKernels(instructions="avx2"),
+    "plain": TorchKernels,
+}
 SIZES = ((16, 24), (9, 16), (3, 5), (2, 3))
-
-
-def gaussian(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative(ours: Tensor, reference: Tensor) -> float:
-    """The error's norm over the reference's: the measure of docs/performance.md."""
-    assert ours.shape == reference.shape
-    return ((ours.double() - reference.double()).norm() / reference.double().norm()).item()
-
-
-def tiny_unet(name: str) -> unet.UNet:
-    reference = diffusers_unet(name)
-    config = unet.UNetConfig.from_published(dict(reference.config))
-    return load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict())
-
-
-def tiny_autoencoder(name: str) -> autoencoder.Autoencoder:
-    reference = diffusers_autoencoder(name)
-    config = autoencoder.AutoencoderConfig.from_published(dict(reference.config))
-    return load(autoencoder.Autoencoder, config, autoencoder.DIFFUSERS, reference.state_dict())
 
 
 @pytest.fixture(params=KERNELS)
@@ -187,11 +169,26 @@ def test_a_compiler_that_fails_is_a_reason_and_leaves_nothing(monkeypatch: pytes
         compiler.kernels.cache_clear()
 
 
+def test_instructions_that_are_none_are_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFUMATO_INSTRUCTIONS", "sse9")
+    compiler.kernels.cache_clear()
+    try:
+        assert compiler.why_not() == "SFUMATO_INSTRUCTIONS is 'sse9': use native or avx2"
+    finally:
+        compiler.kernels.cache_clear()
+
+
 def test_half_precision_runs_eagerly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     module, pictures = tiny_unet("v1-like").bfloat16(), tiny_autoencoder(next(iter(AUTOENCODERS))).bfloat16()
     with caplog.at_level(logging.WARNING, logger="sfumato"):
         assert start("winograd", module, pictures).name == "eager"
     assert "bfloat16; the engine eager runs instead" in caplog.text
+
+
+def test_graph_is_for_gpus_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="sfumato"):
+        assert start("graph", tiny_unet("v1-like"), tiny_autoencoder("v1-like")).name == "eager"
+    assert "it is for CUDA devices, the model is on cpu; the engine eager runs instead" in caplog.text
 
 
 def test_auto_is_eager_for_small_models_and_winograd_for_wide_ones() -> None:
@@ -203,6 +200,54 @@ def test_auto_is_eager_for_small_models_and_winograd_for_wide_ones() -> None:
             )
         )
     assert choose(wide) == "winograd"
+
+
+@torch.inference_mode()
+def test_blocks_are_traced_whole_at_any_size_and_the_model_is_left_alone() -> None:
+    """Without the compiler itself, which takes long: its input is what is told apart here. The weights are shared."""
+    module = tiny_unet("pocket-like")
+    twin = compiled.compiled_twin(module, backend="eager")
+    context, t = gaussian(2, 7, 20, seed=2), torch.tensor([981.0, 12.5])
+    for size in ((8, 12), (5, 8)):
+        x = gaussian(2, 4, *size)
+        assert relative(twin(x, t, context), module(x, t, context)) <= 2e-5
+    assert any(block._compiled_call_impl for block in twin.modules())
+    assert not any(block._compiled_call_impl for block in module.modules())
+    before = twin(x, t, context)
+    for parameter in module.parameters():
+        parameter.mul_(1.1)
+    assert relative(twin(x, t, context), module(x, t, context)) <= 2e-5
+    assert not torch.equal(twin(x, t, context), before)
+
+
+@torch.inference_mode()
+def test_compile_matches_eager() -> None:
+    """Compiled for real, a network whose blocks are of one kind each."""
+    config = autoencoder.AutoencoderConfig(
+        block_channels=(8,), layers_per_block=1, latent_channels=2, norm_groups=4, sample_size=8
+    )
+    torch.manual_seed(0)
+    pictures = autoencoder.Autoencoder(config)
+    engine = start("compile", tiny_unet("v1-like"), pictures)
+    assert engine.name == "compile"
+    latents = gaussian(1, 2, 4, 6)
+    assert relative(engine.decode(latents), pictures.decode(latents)) <= 2e-5
+
+
+def test_compile_without_a_compiler_runs_eagerly_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    compiled.why_not.cache_clear()
+    torch.compiler.reset()
+    try:
+        with caplog.at_level(logging.WARNING, logger="sfumato"):
+            engine = start("compile", tiny_unet("v1-like"), tiny_autoencoder(next(iter(AUTOENCODERS))))
+        assert engine.name == "eager"
+        assert "it needs a C++ compiler" in caplog.text
+    finally:
+        compiled.why_not.cache_clear()
 
 
 def test_unknown_engines_are_refused_with_all_names() -> None:

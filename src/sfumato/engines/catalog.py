@@ -83,6 +83,30 @@ def _winograd(unet: UNet, autoencoder: Autoencoder) -> Engine:
     )
 
 
+def _bf16(unet: UNet, autoencoder: Autoencoder) -> Engine:
+    from sfumato.engines.exact_autoencoder import ExactAutoencoder
+    from sfumato.engines.exact_unet import ExactUNet
+    from sfumato.engines.native_kernels import NativeKernels
+
+    if reason := _unfit(unet):
+        raise _CannotError(reason)
+    try:
+        kernels = NativeKernels(pairs=True)
+    except NoKernelsError as reason:
+        logger.warning("engine bf16: %s; the exact winograd runs instead", reason)
+        return _winograd(unet, autoencoder)
+    pictures = ExactAutoencoder(autoencoder, kernels)
+    network = ExactUNet(unet, kernels)
+    return Engine(
+        name="bf16",
+        denoise=network,
+        encode=pictures.encode,
+        decode=pictures.decode,
+        approximate=network,
+        kernels=kernels,
+    )
+
+
 def _winograd_plain(unet: UNet, autoencoder: Autoencoder) -> Engine:
     from sfumato.engines.exact_unet import ExactUNet
     from sfumato.engines.torch_kernels import TorchKernels
@@ -100,6 +124,40 @@ def _winograd_plain(unet: UNet, autoencoder: Autoencoder) -> Engine:
     )
 
 
+def _compile(unet: UNet, autoencoder: Autoencoder) -> Engine:
+    from sfumato.engines.compiled import compiled_twin
+    from sfumato.engines.compiled import why_not as why_not_compile
+
+    device = unet.conv_in.weight.device.type
+    if reason := why_not_compile(device):
+        raise _CannotError(reason)
+    if device == "cuda":
+        # The graph is ours, of the whole forward: torch.compile's would be one a block.
+        mode = "max-autotune-no-cudagraphs"
+        return _graphed("compile", compiled_twin(unet, mode=mode), compiled_twin(autoencoder, mode=mode))
+    pictures = compiled_twin(autoencoder)
+    return Engine(name="compile", denoise=compiled_twin(unet), encode=pictures.encode, decode=pictures.decode)
+
+
+def _graph(unet: UNet, autoencoder: Autoencoder) -> Engine:
+    device = unet.conv_in.weight.device.type
+    if device != "cuda":
+        raise _CannotError(f"it is for CUDA devices, the model is on {device}")
+    return _graphed("graph", unet, autoencoder)
+
+
+def _graphed(name: str, unet: UNet, autoencoder: Autoencoder) -> Engine:
+    """On CUDA: channels last, as its convolutions are fastest, and a forward or a decode in one launch."""
+    import torch
+
+    from sfumato.engines.graphs import Graphed
+
+    for weight in (*unet.parameters(), *autoencoder.parameters()):
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return Engine(name=name, denoise=Graphed(unet), encode=autoencoder.encode, decode=Graphed(autoencoder.decode))
+
+
 def _openvino(unet: UNet, autoencoder: Autoencoder) -> Engine:
     from sfumato.engines.openvino import OpenVinoAutoencoder, OpenVinoUNet
 
@@ -113,5 +171,8 @@ _STARTERS: Mapping[str, Callable[[UNet, Autoencoder], Engine]] = {
     "eager": eager,
     "winograd": _winograd,
     "winograd-plain": _winograd_plain,
+    "bf16": _bf16,
+    "compile": _compile,
+    "graph": _graph,
     "openvino": _openvino,
 }

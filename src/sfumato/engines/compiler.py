@@ -14,6 +14,7 @@ import platform
 import secrets
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sfumato.errors import SfumatoError
@@ -22,7 +23,6 @@ SOURCES = Path(__file__).parent / "native"
 # No -ffast-math: it would switch the whole process to flushing denormals, and break the rounding in exp_.
 FLAGS = (
     "-O3",
-    "-march=native",
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fopenmp",
@@ -30,9 +30,14 @@ FLAGS = (
     "-shared",
     "-fPIC",
 )
+INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
+    "native": ("-march=native",),
+    # What most processors have: to see on a better one that it works there, and how fast.
+    "avx2": ("-march=x86-64-v3", "-mtune=native"),
+}
 COMPILERS = ("c++", "g++", "clang++")
-ABI = 2
-TIME_LIMIT = 180  # seconds
+ABI = 3
+TIME_LIMIT = 600  # seconds; ten are enough on an idle machine
 
 
 class NoKernelsError(SfumatoError):
@@ -40,20 +45,27 @@ class NoKernelsError(SfumatoError):
 
 
 @functools.cache
-def kernels() -> ctypes.CDLL:
-    """The compiled kernels, loaded once a process. Raises `NoKernelsError`."""
+def kernels(instructions: str = "") -> ctypes.CDLL:
+    """The compiled kernels, loaded once a process. Raises `NoKernelsError`.
+
+    `instructions` is one of `INSTRUCTIONS`; by default what SFUMATO_INSTRUCTIONS says, and "native" without it.
+    """
     import torch  # noqa: F401  its OpenMP runtime has to be in the process first: two would fight over the processor
 
+    instructions = instructions or os.environ.get("SFUMATO_INSTRUCTIONS") or "native"
+    if instructions not in INSTRUCTIONS:
+        raise NoKernelsError(f"SFUMATO_INSTRUCTIONS is {instructions!r}: use {' or '.join(INSTRUCTIONS)}")
+    flags = (*FLAGS, *INSTRUCTIONS[instructions])
     if os.environ.get("SFUMATO_NO_KERNELS"):
         raise NoKernelsError("SFUMATO_NO_KERNELS is set")
     if platform.machine().lower() not in ("x86_64", "amd64") or not {"avx2", "f16c"} <= set(_processor().split()):
         raise NoKernelsError("the compiled kernels need an x86-64 processor with AVX2")
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
-    path = cache_folder() / f"kernels-{_key(compiler)}.so"
+    path = cache_folder() / f"kernels-{_key(compiler, flags)}.so"
     if not path.is_file():
         if compiler is None:
             raise NoKernelsError("there is no C++ compiler (g++ or clang++): install one for the compiled kernels")
-        _compile(compiler, path)
+        _compile(compiler, flags, path)
     try:
         library = ctypes.CDLL(str(path))
         if library.sfumato_abi() != ABI:
@@ -79,9 +91,9 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "sfumato"
 
 
-def _key(compiler: str | None) -> str:
+def _key(compiler: str | None, flags: Sequence[str]) -> str:
     """Changes with the sources, the flags, the compiler and the processor."""
-    digest = hashlib.sha256("\0".join((*FLAGS, compiler or "", _processor())).encode())
+    digest = hashlib.sha256("\0".join((*flags, compiler or "", _processor())).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:24]
@@ -97,10 +109,10 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, flags: Sequence[str], path: Path) -> None:
     """Compile into a file of its own and give it its name when it is whole: several processes may do so at once."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-    command = [compiler, *FLAGS, str(SOURCES / "kernels.cpp"), "-o", str(temporary)]
+    command = [compiler, *flags, str(SOURCES / "kernels.cpp"), "-o", str(temporary)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)

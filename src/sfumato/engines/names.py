@@ -9,6 +9,9 @@ ENGINES: Mapping[str, str] = {
     "eager": "the networks as they are written, in PyTorch's own operations",
     "winograd": "exact and fastest on a CPU: compiled kernels, Winograd convolutions",
     "winograd-plain": "the same without a compiler, slower",
+    "bf16": "approximate, twice as fast: products in bfloat16 on processors that have them (avx512_bf16)",
+    "compile": "torch.compile, block by block; the first picture of a size waits for it",
+    "graph": "CUDA only: the networks as they are written, each forward in one launch",
     "openvino": "OpenVINO in float32, converted once for each size (extra openvino)",
 }
 

@@ -8,7 +8,7 @@ from ctypes import c_float, c_int64, c_void_p
 import torch
 from torch import Tensor, nn
 
-from sfumato.engines.compiler import kernels
+from sfumato.engines.compiler import NoKernelsError, kernels
 from sfumato.engines.kernels import Affine, Rows, Sums
 from sfumato.nn.attention import attention
 from sfumato.nn.stored import done_with
@@ -35,12 +35,19 @@ def _pointer(tensor: Tensor | None) -> c_void_p:
 
 
 class NativeKernels:
-    """Maps in float32, weights in any of `_KINDS`; raises `NoKernelsError` when made where there are none."""
+    """Maps in float32, weights in any of `_KINDS`. With `pairs`, products are of numbers rounded to bfloat16, added up
+    in float32.
 
-    name = "compiled"
+    `instructions` is the compiler's. Raises `NoKernelsError` when made where there are none, or with `pairs` where the
+    processor has no such products.
+    """
 
-    def __init__(self) -> None:
-        self._library: ctypes.CDLL = kernels()
+    def __init__(self, *, pairs: bool = False, instructions: str = "") -> None:
+        self._library: ctypes.CDLL = kernels(instructions)
+        if pairs and not self._library.sfumato_pairs():
+            raise NoKernelsError("the processor (or the compiler) has no instructions for bfloat16 (avx512_bf16)")
+        self._pairs = pairs
+        self.name = "compiled, bfloat16" if pairs else "compiled"
 
     def group_norm(self, x: Tensor, norm: nn.GroupNorm) -> Affine:
         return self.affine(self.add_sums(x), norm)
@@ -104,6 +111,7 @@ class NativeKernels:
             _pointer(out),
             *map(c_int64, (batch, height, width, channels, conv.out_channels, enlarged, first, last - first)),
             c_int64(2 if tiles < _FEW_TILES else 4),
+            c_int64(self._pairs),
         )
         done_with(conv)
         return out
@@ -134,6 +142,7 @@ class NativeKernels:
             _pointer(affine.scale if affine else None),
             _pointer(affine.shift if affine else None),
             c_int64(count // x.shape[0]),
+            c_int64(self._pairs),
         )
         done_with(layer)
         return out
@@ -148,6 +157,6 @@ class NativeKernels:
             _pointer(k),
             _pointer(v),
             _pointer(out),
-            *map(c_int64, (batch, heads, count, k.shape[1], channels // heads)),
+            *map(c_int64, (batch, heads, count, k.shape[1], channels // heads, self._pairs)),
         )
         return out

@@ -29,11 +29,18 @@ class Converted:
     """A module's method as OpenVINO runs it; every set of input shapes is compiled once a process and converted once a
     machine. Raises `MissingExtra` when made without OpenVINO."""
 
-    def __init__(self, name: str, module: nn.Module, run: Callable[..., Tensor | tuple[Tensor, ...]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        run: Callable[..., Tensor | tuple[Tensor, ...]],
+        *,
+        precision: str = "f32",
+    ) -> None:
         # OpenVINO reports each conversion to its makers where this package is found. Nothing here calls home.
         sys.modules.setdefault(_TELEMETRY, ModuleType(_TELEMETRY))
         self._openvino: Any = require("openvino", extra="openvino")
-        self._name, self._module, self._run = name, module, run
+        self._name, self._module, self._run, self._precision = name, module, run, precision
         self._lock = threading.Lock()
         self._compiled: dict[tuple[torch.Size, ...], Any] = {}
 
@@ -54,7 +61,7 @@ class Converted:
                 with atomic_folder(folder, overwrite=True) as new:
                     self._convert(inputs, new / _FILE)
         # The threads of PyTorch's setting, so that a record's number of threads means the same in every engine.
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        options = {"INFERENCE_PRECISION_HINT": self._precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         return ov.Core().compile_model(str(folder / _FILE), "CPU", options)
 
     def _convert(self, inputs: tuple[Tensor, ...], path: Path) -> None:
@@ -89,10 +96,10 @@ class _Traced(nn.Module):
 
 
 class OpenVinoUNet:
-    """Called as `UNet.forward`."""
+    """Called as `UNet.forward`. `precision` is OpenVINO's hint; the engine's is float32."""
 
-    def __init__(self, unet: UNet) -> None:
-        self._converted = Converted("unet", unet, unet)
+    def __init__(self, unet: UNet, *, precision: str = "f32") -> None:
+        self._converted = Converted("unet", unet, unet, precision=precision)
 
     def __call__(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         return self._converted(latents, timesteps, context)[0]

@@ -1,14 +1,15 @@
-// Matrix products: out = f(in) · weightᵀ, blocked for the caches (Goto and van de Geijn 2008), in float32.
+// Matrix products: out = f(in) · weightᵀ, blocked for the caches (Goto and van de Geijn 2008). Depths of packed operands
+// are in units of `A` (numbers.hpp), sums are float32.
 #pragma once
-#include "vectors.hpp"
+#include "numbers.hpp"
 
 constexpr int KC = 320;       // depth of a block: rows of it stay in the first cache
 constexpr int LDA = KC + 16;  // its row stride, a constant so that one register addresses all rows of a tile
 constexpr int MC = MR * 12;   // rows of a block: it stays in the second cache
 constexpr int NC = NR * 10;   // columns of a block
 
-// MR×NR accumulators: c (+)= a · b. a has rows of LDA floats, b is packed k × NR, c has rows of ldc.
-template <int ROWS>
+// MR×NR accumulators: c (+)= a · b. a has rows of LDA units, b is packed k × NR, c has rows of ldc.
+template <class A, int ROWS>
 static void tile(int64_t k, const float* a, const float* b, float* c, int64_t ldc, bool accumulate) {
   vec s[ROWS][2];
 #pragma GCC unroll 16
@@ -25,8 +26,8 @@ static void tile(int64_t k, const float* a, const float* b, float* c, int64_t ld
 #pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) {
         float x = a[i * LDA];
-        s[i][0] += x * b0;
-        s[i][1] += x * b1;
+        A::add(s[i][0], x, b0);
+        A::add(s[i][1], x, b1);
       }
       a += 1;
       b += NR;
@@ -41,18 +42,20 @@ static void tile(int64_t k, const float* a, const float* b, float* c, int64_t ld
 
 typedef void (*Tile)(int64_t, const float*, const float*, float*, int64_t, bool);
 #if defined(__AVX512F__)
-static const Tile TILES[MR + 1] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>,  tile<5>,  tile<6>,
-                                   tile<7>, tile<8>, tile<9>, tile<10>, tile<11>, tile<12>};
+template <class A>
+static constexpr Tile TILES[MR + 1] = {nullptr,    tile<A, 1>, tile<A, 2>, tile<A, 3>,  tile<A, 4>,  tile<A, 5>, tile<A, 6>,
+                                       tile<A, 7>, tile<A, 8>, tile<A, 9>, tile<A, 10>, tile<A, 11>, tile<A, 12>};
 #else
-static const Tile TILES[MR + 1] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+template <class A>
+static constexpr Tile TILES[MR + 1] = {nullptr, tile<A, 1>, tile<A, 2>, tile<A, 3>, tile<A, 4>, tile<A, 5>, tile<A, 6>};
 #endif
 
-// VL×VL numbers turned about their diagonal: in (row stride `stride`) → floats, out (row stride `ld`).
-template <class W>
+// VL×VL units turned about their diagonal: in (numbers, row stride `stride`) → out (row stride `ld`).
+template <class A, class W>
 static inline void transpose(const W* in, int64_t stride, float* out, int64_t ld) {
   vec r[VL];
 #pragma GCC unroll 16
-  for (int i = 0; i < VL; ++i) r[i] = load(in + i * stride);
+  for (int i = 0; i < VL; ++i) r[i] = A::units(in + i * stride);
   // Log2(VL) rounds, each exchanging halves of pairs `h` rows apart.
 #define ROUND(h)                                                             \
   _Pragma("GCC unroll 16") for (int i = 0; i < VL; ++i) if (!(i & h)) {      \
@@ -76,17 +79,24 @@ static inline void transpose(const W* in, int64_t stride, float* out, int64_t ld
   for (int i = 0; i < VL; ++i) store(out + i * ld, r[i]);
 }
 
-// Rows [n, n + NR) of a weight (N, K), columns [k, k + depth) → packed depth × NR. Rows from `rows` on are zeros.
-template <class W>
+// Up to VL rows of a weight, columns [0, depth) → packed units_of(depth) × VL within rows of NR. Missing rows are zeros.
+template <class A, class W>
+static void pack_lanes(const W* w, int64_t ldw, int64_t rows, int64_t depth, float* out) {
+  constexpr int64_t STEP = VL * A::PER;
+  int64_t j = 0;
+  if (rows >= VL)
+    for (; j + STEP <= depth; j += STEP) transpose<A>(w + j, ldw, out + j / A::PER * NR, NR);
+  for (; j < depth; j += A::PER)
+    for (int64_t i = 0; i < VL; ++i) {
+      const W* at = w + i * ldw + j;
+      out[j / A::PER * NR + i] = i < rows ? A::unit(widen(at[0]), j + 1 < depth ? widen(at[A::PER - 1]) : 0.0f) : 0.0f;
+    }
+}
+
+// The same of NR rows.
+template <class A, class W>
 static void pack_panel(const W* w, int64_t ldw, int64_t rows, int64_t depth, float* out) {
-  for (int half = 0; half < 2; ++half) {
-    const int64_t base = half * VL;
-    int64_t j = 0;
-    if (rows - base >= VL)
-      for (; j + VL <= depth; j += VL) transpose(w + base * ldw + j, ldw, out + j * NR + base, NR);
-    for (; j < depth; ++j)
-      for (int i = 0; i < VL; ++i) out[j * NR + base + i] = base + i < rows ? widen(w[(base + i) * ldw + j]) : 0.0f;
-  }
+  for (int64_t base = 0; base < NR; base += VL) pack_lanes<A>(w + base * ldw, ldw, rows - base, depth, out + base);
 }
 
 // How rows of the input are read: as they are; normalised per row (LayerNorm); per image and channel (GroupNorm).
@@ -101,25 +111,30 @@ struct Rows {
   int64_t pixels = 1;
 };
 
+// One row packed, of numbers that `value` gives VL at a time.
+template <class A, class F>
+static inline void pack_row(int64_t depth, float* out, F value) {
+  for (int64_t j = 0; j < units_of<A>(depth) * A::PER; j += VL) A::put(out + j / A::PER, value(j, (int)least(VL, depth - j)));
+}
+
+template <class A>
 static void pack_rows(const Rows& in, int64_t m, int64_t rows, int64_t k, int64_t depth, int64_t width, float* out) {
   for (int64_t i = 0; i < rows; ++i) {
     const float* x = in.x + (m + i) * in.ld + k;
     float* o = out + i * LDA;
     if (in.stats) {
       const vec mean = splat(in.stats[2 * (m + i)]), inverse = splat(in.stats[2 * (m + i) + 1]);
-      for (int64_t j = 0; j < depth; j += VL) {
-        const int n = (int)least(VL, depth - j);
-        vec v = (load_some(x + j, n) - mean) * inverse;
-        store(o + j, v * load_some(in.layer_weight + k + j, n) + load_some(in.layer_bias + k + j, n));
-      }
+      const float *weight = in.layer_weight + k, *bias = in.layer_bias + k;
+      pack_row<A>(depth, o, [&](int64_t j, int n) {
+        return (load_some(x + j, n) - mean) * inverse * load_some(weight + j, n) + load_some(bias + j, n);
+      });
     } else if (in.scale) {
       const int64_t at = (m + i) / in.pixels * width + k;
-      for (int64_t j = 0; j < depth; j += VL) {
-        const int n = (int)least(VL, depth - j);
-        store(o + j, load_some(x + j, n) * load_some(in.scale + at + j, n) + load_some(in.shift + at + j, n));
-      }
+      pack_row<A>(depth, o, [&](int64_t j, int n) {
+        return load_some(x + j, n) * load_some(in.scale + at + j, n) + load_some(in.shift + at + j, n);
+      });
     } else {
-      std::memcpy(o, x, depth * sizeof(float));
+      pack_row<A>(depth, o, [&](int64_t j, int n) { return load_some(x + j, n); });
     }
   }
 }
@@ -158,40 +173,35 @@ static void finish(const Finish& f, const float* c, int64_t ldc, int64_t m, int6
 }
 
 // One thread's share: rows [m0, m1), columns [n0, n1) (of the weight as packed).
-template <class W>
-static void gemm_share(const Rows& in, const W* w, int64_t K, int64_t N, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
-                       const Finish& f) {
+template <class A>
+static void gemm_share(const Rows& in, Weights weights, int64_t K, int64_t N, int64_t m0, int64_t m1, int64_t n0,
+                       int64_t n1, const Finish& f) {
   static thread_local Scratch packed_b, packed_a, product;
+  const int64_t deep = units_of<A>(K);
   float* a = packed_a.get(MC * LDA);
   float* c = product.get(MC * NC);
-  float* b = packed_b.get(up(K, VL) * NC);
+  float* b = packed_b.get(up(deep, VL) * NC);
   for (int64_t n = n0; n < n1; n += NC) {
     const int64_t columns = least(NC, n1 - n), panels = (columns + NR - 1) / NR;
-    for (int64_t p = 0; p < panels; ++p) {
-      float* panel = b + p * NR * K;
-      if (f.gated) {
-        const int64_t at = (n + p * NR) / 2, count = least(VL, f.half - at);
-        // Two packings of half a panel: values, then gates.
-        for (int g = 0; g < 2; ++g) {
-          const W* from = w + (at + g * f.half) * K;
-          int64_t j = 0;
-          if (count == VL)
-            for (; j + VL <= K; j += VL) transpose(from + j, K, panel + j * NR + g * VL, NR);
-          for (; j < K; ++j)
-            for (int i = 0; i < VL; ++i) panel[j * NR + g * VL + i] = i < count ? widen(from[i * K + j]) : 0.0f;
+    weights.read([&](auto* w) {
+      for (int64_t p = 0; p < panels; ++p) {
+        float* panel = b + p * NR * deep;
+        if (f.gated) {
+          const int64_t at = (n + p * NR) / 2;  // values, then their gates
+          for (int g = 0; g < 2; ++g) pack_lanes<A>(w + (at + g * f.half) * K, K, f.half - at, K, panel + g * VL);
+        } else {
+          pack_panel<A>(w + (n + p * NR) * K, K, N - n - p * NR, K, panel);
         }
-      } else {
-        pack_panel(w + (n + p * NR) * K, K, least(NR, N - n - p * NR), K, panel);
       }
-    }
+    });
     for (int64_t m = m0; m < m1; m += MC) {
       const int64_t rows = least(MC, m1 - m);
-      for (int64_t k = 0; k < K; k += KC) {
-        const int64_t depth = least(KC, K - k);
-        pack_rows(in, m, rows, k, depth, K, a);
+      for (int64_t k = 0; k < deep; k += KC) {
+        const int64_t depth = least(KC, deep - k);
+        pack_rows<A>(in, m, rows, k * A::PER, least(KC * A::PER, K - k * A::PER), K, a);
         for (int64_t p = 0; p < panels; ++p)
           for (int64_t i = 0; i < rows; i += MR)
-            TILES[least(MR, rows - i)](depth, a + i * LDA, b + p * NR * K + k * NR, c + i * NC + p * NR, NC, k > 0);
+            TILES<A>[least(MR, rows - i)](depth, a + i * LDA, b + p * NR * deep + k * NR, c + i * NC + p * NR, NC, k > 0);
       }
       for (int64_t p = 0; p < panels; ++p)
         finish(f, c + p * NR, NC, m, rows, n + p * NR, least(NR, N - n - p * NR));
@@ -200,8 +210,8 @@ static void gemm_share(const Rows& in, const W* w, int64_t K, int64_t N, int64_t
 }
 
 // out (M, N) = rows (M, K) · w (N, K)ᵀ; N counts values and gates where gated.
-template <class W>
-static void gemm(const Rows& in, const W* w, int64_t M, int64_t K, int64_t N, const Finish& f) {
+template <class A>
+static void gemm(const Rows& in, Weights w, int64_t M, int64_t K, int64_t N, const Finish& f) {
   const int64_t T = threads();
   const int64_t width = f.gated ? 2 * up(f.half, VL) : N;  // as packed
   const bool by_rows = M / T >= 384;
@@ -211,6 +221,6 @@ static void gemm(const Rows& in, const W* w, int64_t M, int64_t K, int64_t N, co
   for (int64_t t = 0; t < T; ++t) {
     const int64_t m0 = by_rows ? t * rows_each : 0, m1 = least(M, m0 + rows_each);
     const int64_t n0 = by_rows ? 0 : t * columns_each, n1 = least(width, n0 + columns_each);
-    if (m0 < m1 && n0 < n1) gemm_share(in, w, K, N, m0, m1, n0, n1, f);
+    if (m0 < m1 && n0 < n1) gemm_share<A>(in, w, K, N, m0, m1, n0, n1, f);
   }
 }

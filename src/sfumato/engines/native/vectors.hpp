@@ -51,6 +51,18 @@ static inline float widen(brain x) {
   return out;
 }
 
+// Weights by what they are stored as: the order of native_kernels.py's `_KINDS`. Only what reads them is compiled for each.
+struct Weights {
+  const void* data;
+  int64_t kind;
+  template <class F>
+  void read(F f) const {
+    if (kind == 0) f(static_cast<const float*>(data));
+    else if (kind == 1) f(static_cast<const half*>(data));
+    else f(static_cast<const brain*>(data));
+  }
+};
+
 static inline vec splat(float s) { return vec{} + s; }
 static inline ivec isplat(int32_t s) { return ivec{} + s; }
 static inline vec blend(ivec mask, vec a, vec b) { return mask ? a : b; }

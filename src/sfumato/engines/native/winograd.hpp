@@ -1,28 +1,32 @@
-// 3×3 convolutions of stride 1 by Winograd's minimal filtering (Lavin and Gray 2016), NHWC, float32.
+// 3×3 convolutions of stride 1 by Winograd's minimal filtering (Lavin and Gray 2016), NHWC; transforms and
+// sums in float32, products in float32 or bfloat16 (numbers.hpp).
 //
 // Weights are transformed while they are read, panel by panel, into memory the cache holds: the transformed weights of a
 // whole model would take four times its size, and reading them from memory would cost more than the arithmetic.
 #pragma once
 #include "gemm.hpp"
 
-// F(4×4, 3×3): points 0, ±1, ±2, ∞.
+// F(4×4, 3×3): points 0, ±a, ±b, ∞, where P names a and b (Toom and Cook's construction).
+template <class P>
 struct F4 {
   static constexpr int OUT = 4, IN = 6;
+  static constexpr float A = P::A, B = P::B, A2 = A * A, B2 = B * B;
   static inline void input(const vec* d, vec* o, int s) {
     vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s], d4 = d[4 * s], d5 = d[5 * s];
-    vec a = d4 - 4.0f * d2, b = d3 - 4.0f * d1, c = d4 - d2, e = 2.0f * (d3 - d1);
-    o[0] = 4.0f * d0 - 5.0f * d2 + d4;
+    vec a = d4 - B2 * d2, b = A * (d3 - B2 * d1), c = d4 - A2 * d2, e = B * (d3 - A2 * d1);
+    o[0] = A2 * B2 * d0 - (A2 + B2) * d2 + d4;
     o[s] = a + b;
     o[2 * s] = a - b;
     o[3 * s] = c + e;
     o[4 * s] = c - e;
-    o[5 * s] = 4.0f * d1 - 5.0f * d3 + d5;
+    o[5 * s] = A2 * B2 * d1 - (A2 + B2) * d3 + d5;
   }
   static inline void weight(const vec* g, vec* o, int s, int t) {
+    constexpr float FA = 1 / (2 * A2 * (A2 - B2)), FB = 1 / (2 * B2 * (B2 - A2));
     vec g0 = g[0], g1 = g[s], g2 = g[2 * s];
-    vec a = (g0 + g2) * (-1.0f / 6), b = g1 * (-1.0f / 6);
-    vec c = g0 * (1.0f / 24) + g2 * (1.0f / 6), e = g1 * (1.0f / 12);
-    o[0] = g0 * 0.25f;
+    vec a = g0 * FA + g2 * (A2 * FA), b = g1 * (A * FA);
+    vec c = g0 * FB + g2 * (B2 * FB), e = g1 * (B * FB);
+    o[0] = g0 * (1 / (A2 * B2));
     o[t] = a + b;
     o[2 * t] = a - b;
     o[3 * t] = c + e;
@@ -33,11 +37,19 @@ struct F4 {
     vec m0 = m[0], m5 = m[5 * s];
     vec a = m[s] + m[2 * s], b = m[s] - m[2 * s], c = m[3 * s] + m[4 * s], e = m[3 * s] - m[4 * s];
     o[0] = m0 + a + c;
-    o[t] = b + 2.0f * e;
-    o[2 * t] = a + 4.0f * c;
-    o[3 * t] = b + 8.0f * e + m5;
+    o[t] = A * b + B * e;
+    o[2 * t] = A2 * a + B2 * c;
+    o[3 * t] = A * A2 * b + B * B2 * e + m5;
   }
-  static constexpr int ZERO = 2;  // the row that is zero on every map enlarged twofold: the point -1
+  static constexpr int ZERO = A == 1 ? 2 : -1;  // the row that is zero on every map enlarged twofold: the point -1
+};
+
+// The points of least error in float32, which cost few multiplications, and in bfloat16: there ±1, ±2 double the error.
+struct Whole {
+  static constexpr float A = 1, B = 2;
+};
+struct Near {
+  static constexpr float A = 0.625f, B = 1.5f;
 };
 
 // F(2×2, 3×3): points 0, ±1, ∞. For small maps, where the weights are most of the work.
@@ -66,10 +78,9 @@ struct F2 {
   static constexpr int ZERO = 2;
 };
 
-template <class W>
 struct Conv {
   const float* x;         // (B, H, width_in, C)
-  const W* w;             // (N, C, 3, 3)
+  Weights w;              // (N, C, 3, 3)
   const float* bias;      // (N,) or null
   const float* scale;     // (B, C) or null: the input is silu(x · scale + shift) …
   const float* shift;     // … where given
@@ -84,18 +95,19 @@ struct Conv {
   int64_t width() const { return enlarged ? 2 * width_in : width_in; }
 };
 
-template <class F, class W>
+template <class F, class A>
 struct Winograd {
   static constexpr int OUT = F::OUT, IN = F::IN, POINTS = IN * IN, CHUNK = 132;  // tiles at a time
-  const Conv<W>& c;
+  static constexpr int PER = A::PER, DEEP = KC * PER;                            // channels of a block
+  const Conv& c;
   const int64_t down, across, tiles, blocks, panels;
 
-  explicit Winograd(const Conv<W>& conv)
+  explicit Winograd(const Conv& conv)
       : c(conv),
         down((conv.count + OUT - 1) / OUT),
         across((conv.width() + OUT - 1) / OUT),
         tiles(conv.B * down * across),
-        blocks((conv.C + KC - 1) / KC),
+        blocks((conv.C + DEEP - 1) / DEEP),
         panels((conv.N + NR - 1) / NR) {}
 
   bool needed(int point) const { return !c.enlarged || (point / IN != F::ZERO && point % IN != F::ZERO); }
@@ -122,7 +134,7 @@ struct Winograd {
         rows[i][j] = value;
       }
     }
-    float* out = v + (k / KC) * POINTS * CHUNK * LDA + k % KC;
+    float* out = v + (k / DEEP) * POINTS * CHUNK * LDA + k % DEEP / PER;
     for (int64_t t = 0; t < count; ++t) {
       vec d[POINTS];
       for (int i = 0; i < IN; ++i)
@@ -133,34 +145,42 @@ struct Winograd {
 #pragma GCC unroll 6
       for (int i = 0; i < IN; ++i) F::input(d + i * IN, d + i * IN, 1);
 #pragma GCC unroll 36
-      for (int p = 0; p < POINTS; ++p) store(out + (p * CHUNK + offset + t) * LDA, d[p]);
+      for (int p = 0; p < POINTS; ++p) A::put(out + (p * CHUNK + offset + t) * LDA, d[p]);
     }
   }
 
-  // Weights of NR outputs and up to KC inputs, transformed: POINTS × depth × NR.
+  // Weights of NR outputs and up to DEEP inputs, transformed: POINTS × units × NR.
   void weights(int64_t n, int64_t k, int64_t depth, float* u) const {
+    const int64_t units = units_of<A>(depth);
     for (int half = 0; half < 2; ++half) {
       const int64_t at = n + half * VL, count = least(VL, c.N - at);
       float turned[VL * 9][VL];
       for (int64_t j = 0; j < depth; j += VL) {
         const int64_t inputs = least(VL, depth - j);
-        const W* w = c.w + (at * c.C + k + j) * 9;
-        if (count == VL && inputs == VL) {
-          for (int q = 0; q < 9; ++q) transpose(w + q * VL, c.C * 9, turned[q * VL], VL);
-        } else {
-          for (int64_t q = 0; q < inputs * 9; ++q)
-            for (int i = 0; i < VL; ++i) turned[q][i] = i < count ? widen(w[i * c.C * 9 + q]) : 0.0f;
-        }
-        for (int64_t q = 0; q < inputs; ++q) {
-          vec g[9], h[IN * 3], o[POINTS];
+        c.w.read([&](auto* w) {
+          w += (at * c.C + k + j) * 9;
+          if (count == VL && inputs == VL) {
+            for (int q = 0; q < 9; ++q) transpose<Single>(w + q * VL, c.C * 9, turned[q * VL], VL);
+          } else {
+            for (int64_t q = 0; q < inputs * 9; ++q)
+              for (int i = 0; i < VL; ++i) turned[q][i] = i < count ? widen(w[i * c.C * 9 + q]) : 0.0f;
+          }
+        });
+        for (int64_t q = 0; q < inputs; q += PER) {
+          vec o[POINTS][PER];
+          for (int r = 0; r < PER; ++r) {
+            vec g[9], h[IN * 3], one[POINTS];
 #pragma GCC unroll 9
-          for (int i = 0; i < 9; ++i) g[i] = load(turned[q * 9 + i]);
+            for (int i = 0; i < 9; ++i) g[i] = q + r < inputs ? load(turned[(q + r) * 9 + i]) : vec{};
 #pragma GCC unroll 3
-          for (int i = 0; i < 3; ++i) F::weight(g + i, h + i, 3, 3);
+            for (int i = 0; i < 3; ++i) F::weight(g + i, h + i, 3, 3);
 #pragma GCC unroll 6
-          for (int i = 0; i < IN; ++i) F::weight(h + i * 3, o + i * IN, 1, 1);
+            for (int i = 0; i < IN; ++i) F::weight(h + i * 3, one + i * IN, 1, 1);
 #pragma GCC unroll 36
-          for (int p = 0; p < POINTS; ++p) store(u + (p * depth + j + q) * NR + half * VL, o[p]);
+            for (int p = 0; p < POINTS; ++p) o[p][r] = one[p];
+          }
+#pragma GCC unroll 36
+          for (int p = 0; p < POINTS; ++p) store(u + (p * units + (j + q) / PER) * NR + half * VL, A::join(o[p]));
         }
       }
     }
@@ -169,13 +189,13 @@ struct Winograd {
   // NR outputs of `count` tiles from `first` on.
   void panel(int64_t n, int64_t first, int64_t count, const float* v, float* u, float* m) const {
     for (int64_t kb = 0; kb < blocks; ++kb) {
-      const int64_t k = kb * KC, depth = least(KC, c.C - k);
+      const int64_t k = kb * DEEP, depth = least(DEEP, c.C - k), units = units_of<A>(depth);
       weights(n, k, depth, u);
       for (int p = 0; p < POINTS; ++p)
         if (needed(p))
           for (int64_t i = 0; i < count; i += MR)
-            TILES[least(MR, count - i)](depth, v + ((kb * POINTS + p) * CHUNK + i) * LDA, u + p * depth * NR,
-                                        m + (p * CHUNK + i) * NR, NR, kb > 0);
+            TILES<A>[least(MR, count - i)](units, v + ((kb * POINTS + p) * CHUNK + i) * LDA, u + p * units * NR,
+                                           m + (p * CHUNK + i) * NR, NR, kb > 0);
     }
     for (int half = 0; half < 2; ++half) {
       const int64_t at = n + half * VL;
@@ -221,7 +241,7 @@ struct Winograd {
 #pragma omp parallel
     {
       static thread_local Scratch transformed, product, own;
-      float* u = transformed.get(POINTS * least(KC, up(c.C, VL)) * NR);
+      float* u = transformed.get(POINTS * least(KC, up(units_of<A>(c.C), VL)) * NR);
       float* m = product.get(POINTS * CHUNK * NR);
       if (apart) {
         float* v = own.get(room());
