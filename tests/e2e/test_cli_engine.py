@@ -31,7 +31,7 @@ def test_an_unknown_engine_is_one_line_with_the_nearest_name(cli: Cli) -> None:
 def test_a_preset_says_what_it_gives_up_and_is_replayed_from_its_fields(cli: Cli) -> None:
     outcome = cli("generate", "a red heart", "--preset", "turbo", "--steps", "3", "--out", "turbo.png")
     assert outcome.code == 0
-    (line,) = (line for line in outcome.errors if line.startswith("preset turbo: "))
+    (line,) = (line for line in outcome.err.splitlines() if line.startswith("preset turbo: "))
     assert "3 steps of dpmpp_2m for 50 of plms" in line and "depths" in line and "tokens" in line
     assert recorded_in(Path("turbo.png")).request.cache_interval > 1
     assert json.loads(cli("replay", "turbo.png", "--json").out)["identical"] is True
