@@ -165,6 +165,20 @@ def test_equivariance_pairs_a_latent_cell_with_its_pixels() -> None:
     assert shapes == set(range(2, 9))
 
 
+def test_the_equivariant_share_does_not_depend_on_the_parts_of_a_batch() -> None:
+    config = tiny(AutoencoderLoss(equivariant=0.3, edge_scales=1, kl=0.1), channels_last=False)
+    task = AutoencoderTask(config, Shapes(8, 16))
+    torch.manual_seed(0)
+    module = task.build()
+    whole, losses = range(8, 16), []
+    for parts in ([whole], [whole[:4], whole[4:]], [whole[i : i + 1] for i in range(8)]):
+        all_draws = [Draws(0, 1, numbers) for numbers in parts]
+        losses.append(sum(task.loss(module, task.load(draws), draws)[0].item() for draws in all_draws) / len(parts))
+    assert losses == [pytest.approx(losses[0], rel=1e-5)] * 3
+    groups = task._pairs(torch.ones(8, 4, 8, 8), torch.ones(8, 3, 16, 16), Draws(0, 1, whole))
+    assert [len(latents) for latents, _ in groups] == [6, 2]
+
+
 def test_whitening_gives_unit_latents_and_changes_no_picture() -> None:
     torch.manual_seed(0)
     module = TrainedAutoencoder(tiny()).autoencoder.requires_grad_(False)

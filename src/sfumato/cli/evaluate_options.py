@@ -94,6 +94,8 @@ def loading_options(given: Given) -> dict[str, Any]:
     return {
         "device": run.device,
         "dtype": run.dtype,
+        "engine": run.engine,
+        "vae_tiling": run.vae_tiling,
         "ema": run.ema,
         "variant": run.variant,
         "revision": run.revision,

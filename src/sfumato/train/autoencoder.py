@@ -52,8 +52,12 @@ class AutoencoderLoss:
     features_file: Annotated[str, "its weights; empty for those of the extra's package"] = ""
     learned_scale: Annotated[bool, "divide the reconstruction's terms by exp(s), and add s, which is learned"] = False
     kl: Annotated[float, "of the divergence of the latents from a unit Gaussian"] = 3e-4
-    equivariant: Annotated[float, "share of each batch decoded from scaled or turned latents (EQ-VAE)"] = 0.0
-    adversarial: Annotated[float, "of the critic's judgement, times the adaptive weight; 0 for no critic"] = 0.0
+    equivariant: Annotated[float, "share of the samples decoded from scaled or turned latents (EQ-VAE)"] = 0.0
+    adversarial: Annotated[
+        float,
+        "of the critic's judgement, times the adaptive weight; 0 for no critic. Its batch norms and that weight are of "
+        "each process's part of the batch (accumulate): other parts, other numbers",
+    ] = 0.0
     adversarial_from: Annotated[int, "first step, from 0, with the critic"] = 50_001
     adversarial_channels: Annotated[int, "of the critic's first layer"] = 64
 
@@ -149,11 +153,7 @@ class AutoencoderTask:
         latents = mean + torch.exp(0.5 * logvar) * noise
         if self.config.latent_noise:
             latents = latents + self._latent_noise(draws, latents)
-        count = round(weights.equivariant * len(pictures))
-        pairs = [(latents[count:], pictures[count:])]
-        if count:
-            factor, generator = self.config.model.factor, draws.shared("equivariance")
-            pairs.append(transformed(latents[:count], pictures[:count], factor, generator))
+        pairs = self._pairs(latents, pictures, draws)
         outputs = [module.autoencoder.decode(z).float() for z, _ in pairs]
         measured: dict[str, Tensor] = {}
         for output, (_, target) in zip(outputs, pairs, strict=True):
@@ -172,6 +172,19 @@ class AutoencoderTask:
             added, judged = self._adversarial(module, reconstruction, outputs[0], pairs[0][1])
             loss, measured = loss + added, {**measured, **judged}
         return loss, measured
+
+    def _pairs(self, latents: Tensor, pictures: Tensor, draws: Draws) -> list[tuple[Tensor, Tensor]]:
+        """Latents and what they should decode to, in one or two groups: a share of the samples is scaled and turned."""
+        share = self.config.loss.equivariant
+        if not share:
+            return [(latents, pictures)]
+        moved = [i for i, number in enumerate(draws.numbers) if _counts(share, number)]
+        kept = [i for i, number in enumerate(draws.numbers) if not _counts(share, number)]
+        pairs = [(latents[kept], pictures[kept])] if kept else []
+        if moved:
+            factor, generator = self.config.model.factor, draws.shared("equivariance")
+            pairs.append(transformed(latents[moved], pictures[moved], factor, generator))
+        return pairs
 
     def _latent_noise(self, draws: Draws, latents: Tensor) -> Tensor:
         """As much for each sample as chance says, from none to the most."""
@@ -228,6 +241,11 @@ class AutoencoderTask:
         write_sheet(pairs[:_SHEET], picture)
         mean = math.fsum(psnrs) / len(psnrs)
         return {"psnr": mean, "score": -mean}
+
+
+def _counts(share: float, number: int) -> bool:
+    """Whether the sample is among a share of all, spread evenly over their numbers: whatever batch it is in."""
+    return math.floor((number + 1) * share) > math.floor(number * share)
 
 
 def _networks(loss: AutoencoderLoss) -> dict[str, nn.Module]:

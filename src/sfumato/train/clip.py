@@ -40,7 +40,11 @@ _TOKEN_STD, _POSITION_STD = 0.02, 0.01  # as OpenAI's code begins
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipTraining:
-    """All options of training an image-text model. Defaults are those of CLIP ViT-L/14."""
+    """All options of training an image-text model. Defaults are those of CLIP ViT-L/14.
+
+    A caption is compared with the pictures of its process's part of the batch: with run.accumulate parts, or more
+    processes, there are fewer to choose from, and the loss is another one.
+    """
 
     zoom: Annotated[float, "smallest share of a picture's sides that a training crop shows; 1: the whole"] = 0.9
     hard_negatives: Annotated[float, "share of captions also compared with themselves, a side or colour changed"] = 0.0
