@@ -109,7 +109,7 @@ def measure(runs: dict[str, Run]) -> dict[str, dict[str, float]]:
     }
 
 
-def main(names: tuple[str, ...]) -> None:
+def main(names: tuple[str, ...] = ()) -> None:
     with torch.inference_mode():
         runs = contestants(names or DEFAULT)
         gc.collect()

@@ -78,9 +78,9 @@ def test_the_packaged_card_is_shown_and_checked(cli: Cli, folder: Path) -> None:
     assert cli("card", "pocket", "--out", "CARD.md").lines == ["CARD.md"]
     assert (folder / "CARD.md").read_text(encoding="utf-8") == shown.out
     assert "CARD.md" in cli("card", "pocket", "--out", "CARD.md").err  # nothing is overwritten unasked
-    (folder / "CARD.md").write_text(shown.out.replace("15,531,771", "15,531,772"), encoding="utf-8")
+    (folder / "CARD.md").write_text(shown.out.replace("15,851,515", "15,851,516"), encoding="utf-8")
     differs = cli("card", "pocket", "--check", "--out", "CARD.md")
-    assert differs.code == 1 and len(differs.errors) == 1 and "15,531,772" in differs.err
+    assert differs.code == 1 and len(differs.errors) == 1 and "15,851,516" in differs.err
     assert cli("card", "pocket", "--out", "CARD.md", "--overwrite").code == 0
     assert cli("card", "pocket", "--check", "--out", "CARD.md").code == 0
 

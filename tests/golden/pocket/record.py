@@ -1,4 +1,4 @@
-"""Make golden.npz anew with diffusers: `python tests/golden/pocket/record.py`. README.md beside it says what is in it."""
+"""Make golden.npz anew with diffusers: `python tests/golden/pocket/record.py`. README.md says what is in it."""
 
 from __future__ import annotations
 
