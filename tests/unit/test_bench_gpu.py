@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(900)  # each starts several processes, which im
 
 
 def test_one_json_says_what_was_measured_and_what_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "NOT_FOR_GPUS", (*gpu.NOT_FOR_GPUS, "diffusers", "diffusers-compile", "compile"))
+    monkeypatch.setattr(gpu, "NOT_FOR_GPUS", (*gpu.NOT_FOR_GPUS, "diffusers", "diffusers-compile", "compile", "graph"))
     (tmp_path / "test_it.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_it():\n    assert True\n")
     out = tmp_path / "gpu.json"
     small = ["--device", "cpu", "--model", "pocket", "--size", "32", "--steps", "2", "--batch", "2"]

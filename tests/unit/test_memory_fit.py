@@ -45,7 +45,7 @@ def test_advice_is_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         dtype=torch.float32,
         unet=SimpleNamespace(config=V1[0]),
         autoencoder=SimpleNamespace(config=V1[1]),
-        engine=SimpleNamespace(name="winograd", tiling="none"),
+        engine=SimpleNamespace(name="winograd", tiling="none", kernels=object()),
     )
     request = sfumato.Request(prompt="x", width=2048, height=1024)
     for tiling in ("exact", "frugal", "blend"):

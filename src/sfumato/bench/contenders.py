@@ -15,9 +15,9 @@ from sfumato.pipeline.presets import PRESETS
 
 Kind = Literal["engine", "preset", "diffusers", "stable-diffusion.cpp"]
 
-# `auto` is one of the others; these two are only worth their time where somebody asks for them.
+# `auto` is one of the others; these are only worth their time where somebody asks for them.
 _NOT_ENGINES = frozenset({"auto"})
-_ONLY_IF_NAMED = frozenset({"winograd-plain", "compile", "diffusers-compile", "diffusers-bf16"})
+_ONLY_IF_NAMED = frozenset({"winograd-plain", "compile", "graph", "diffusers-compile", "diffusers-bf16"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

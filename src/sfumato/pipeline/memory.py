@@ -109,7 +109,7 @@ def shape_of(model: Model, request: Request, batch: int) -> Shape:
         height=upscaled(request.height, request.upscale),
         batch=batch,
         tiling=model.engine.tiling,
-        compiled=model.engine.name == "winograd",
+        compiled=model.engine.kernels is not None,
         encodes=request.init_image is not None or request.upscale > 1.0,
         itemsize=model.dtype.itemsize,
     )
