@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 import evaluation_inputs as inputs
-import sfumato
 from sfumato.errors import CheckpointError
 from sfumato.models.efficientnet import EfficientNet, _published
 from sfumato.models.inception import Inception, load_inception
@@ -30,8 +29,8 @@ from sfumato.report.metrics.frechet import Gaussian, frechet_distance
 from sfumato.report.metrics.kernel_distances import cmmd, kid
 from sfumato.report.metrics.structure import ssim
 
-TOKENIZER = Path(sfumato.__file__).parent / "assets" / "pocket" / "tokenizer"
 FOLDER = Path(__file__).parents[1] / "golden" / "evaluation"
+TOKENIZER = FOLDER / "tokenizer"
 PEERS: dict[str, float] = json.loads((FOLDER / "peers.json").read_text())
 
 

@@ -75,7 +75,7 @@ def test_every_mode_gives_what_eager_gives(files: dict[str, Path], file: str, en
     assert torch.equal(ours["text"], reference["text"])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "bf16"])
 def test_lean_changes_no_bit_of_the_networks(files: dict[str, Path], engine: str) -> None:
     """Widening is exact, whenever it happens: pictures don't depend on the memory mode, only on the tiling."""
     auto, lean = (

@@ -95,6 +95,7 @@ def loading_options(given: Given) -> dict[str, Any]:
         "device": run.device,
         "dtype": run.dtype,
         "engine": run.engine,
+        "memory": run.memory,
         "vae_tiling": run.vae_tiling,
         "ema": run.ema,
         "variant": run.variant,

@@ -83,7 +83,7 @@ def settle(modules: Sequence[nn.Module], engine: Engine, memory: str, device: to
         widen(module)
 
 
-_STREAM = frozenset({"winograd", "winograd-plain", "eager"})
+_STREAM = frozenset({"winograd", "winograd-plain", "bf16", "eager"})
 """Engines that run layers whose weights are stored in another dtype, and have gone from memory meanwhile."""
 
 

@@ -92,8 +92,7 @@ def clip() -> tuple[dict[str, float], dict[str, np.ndarray]]:
 
     model = transformers.CLIPModel(transformers.CLIPConfig(**inputs.CLIP)).eval()
     model.load_state_dict(state(model))
-    assets = HERE.parents[2] / "src" / "sfumato" / "assets" / "pocket" / "tokenizer"
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(assets)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(HERE / "tokenizer")
     prepare = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
     def processor(images: Any = None, text: Any = None, **options: Any) -> Any:
