@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -152,6 +153,12 @@ def write_bytes(path: Path, data: bytes, *, overwrite: bool = False) -> None:
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
     """Write `text` as UTF-8 to `path` atomically; see `atomic_write` for the errors."""
     write_bytes(path, text.encode(), overwrite=overwrite)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of what a file holds, in hexadecimal. Raises `OSError` where it can't be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(folder: Path) -> None:

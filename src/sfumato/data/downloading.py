@@ -13,7 +13,6 @@ server forbids it by `X-Robots-Tag` are not taken, unless asked for.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -33,7 +32,7 @@ from sfumato.data.samples import parse_fields
 from sfumato.data.shards import MANIFEST, Shard, index_path, manifest_text, open_shards
 from sfumato.data.tables import Tables
 from sfumato.errors import DataError, InvalidRequest, ModelNotFound, OutputError
-from sfumato.files import atomic_write, locked, make_folder, remove_leftovers, write_text
+from sfumato.files import atomic_write, file_sha256, locked, make_folder, remove_leftovers, write_text
 
 OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex")
 """Words of `X-Robots-Tag` by which a server says that its pictures are not to be trained on, or not to be listed."""
@@ -150,7 +149,7 @@ def download(
             {
                 "tables": [path.name for path in tables],
                 "options": dataclasses.asdict(options),
-                "removals": _hash(removals) if removals else None,
+                "removals": file_sha256(removals) if removals else None,
             },
         )
         filter_tables(tables, wanted, Rules(), columns={"url": options.url_column}, removals=removals)
@@ -232,7 +231,7 @@ def _index(folder: Path) -> int:
         rows = tar_index.scan(path)
         with atomic_write(index_path(path), overwrite=True) as file:
             np.save(file, rows, allow_pickle=False)
-        shards.append(Shard(path=path, samples=len(rows), bytes=path.stat().st_size, sha256=_hash(path)))
+        shards.append(Shard(path=path, samples=len(rows), bytes=path.stat().st_size, sha256=file_sha256(path)))
     if shards:
         write_text(folder / MANIFEST, manifest_text(shards), overwrite=True)
     return len(shards)
@@ -255,8 +254,3 @@ def _rows(paths: Sequence[Path]) -> int:
         return sum(int(tables.one(path, ["count(*)"])[0]) for path in paths)
     finally:
         tables.close()
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,7 +25,7 @@ from sfumato.data.samples import Record, parse_fields
 from sfumato.data.shards import MANIFEST
 from sfumato.data.transforms import Pixels, Preparation
 from sfumato.errors import CheckpointError, DataError, InvalidRequest
-from sfumato.files import write_text
+from sfumato.files import file_sha256, write_text
 from sfumato.weights.checkpoint import Checkpoint, open_checkpoint
 from sfumato.weights.save import write_safetensors
 from sfumato.weights.stored import TensorInfo
@@ -300,9 +300,8 @@ def write_manifest(folder: Path, spec: MomentsSpec) -> None:
     parts = []
     for number in range(spec.parts):
         path = part_path(folder, number)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        parts.append({"samples": len(spec.part(number)), "bytes": path.stat().st_size, "sha256": digest})
+        size, digest = path.stat().st_size, file_sha256(path)
+        parts.append({"samples": len(spec.part(number)), "bytes": size, "sha256": digest})
     manifest = {"format": FORMAT, **spec.values(), "parts": parts}
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n", overwrite=True)
 

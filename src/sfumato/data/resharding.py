@@ -24,6 +24,7 @@ from sfumato.data.shards import MANIFEST, Shard, index_path, manifest_text
 from sfumato.data.survey import Fate, Survey, survey
 from sfumato.errors import DataError, InvalidRequest
 from sfumato.files import (
+    file_sha256,
     locked,
     make_folder,
     plain_name,
@@ -173,9 +174,7 @@ def _write(
                 written = write_shard(dataset, encode, some, scratch / path.name)
                 publish(index_path(written.path), index_path(path))
                 publish(written.path, path)  # last: where it is, its index is
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shards.append(Shard(path=path, samples=len(some), bytes=path.stat().st_size, sha256=digest))
+        shards.append(Shard(path=path, samples=len(some), bytes=path.stat().st_size, sha256=file_sha256(path)))
     write_text(folder / MANIFEST, manifest_text(shards), overwrite=True)
 
 

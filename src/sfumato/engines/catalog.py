@@ -60,45 +60,33 @@ def _unfit(unet: UNet) -> str:
 
 
 def _winograd(unet: UNet, autoencoder: Autoencoder) -> Engine:
-    from sfumato.engines.exact_autoencoder import ExactAutoencoder
-    from sfumato.engines.exact_unet import ExactUNet
-    from sfumato.engines.native_kernels import NativeKernels
-
-    if reason := _unfit(unet):
-        raise _CannotError(reason)
     try:
-        kernels = NativeKernels()
+        return _compiled_kernels("winograd", unet, autoencoder, pairs=False)
     except NoKernelsError as reason:
         logger.warning("engine winograd: %s; the slower winograd-plain runs instead", reason)
         return _winograd_plain(unet, autoencoder)
-    pictures = ExactAutoencoder(autoencoder, kernels)
-    exact = ExactUNet(unet, kernels)
-    return Engine(
-        name="winograd",
-        denoise=exact,
-        encode=pictures.encode,
-        decode=pictures.decode,
-        approximate=exact,
-        kernels=kernels,
-    )
 
 
 def _bf16(unet: UNet, autoencoder: Autoencoder) -> Engine:
+    try:
+        return _compiled_kernels("bf16", unet, autoencoder, pairs=True)
+    except NoKernelsError as reason:
+        logger.warning("engine bf16: %s; the exact winograd runs instead", reason)
+        return _winograd(unet, autoencoder)
+
+
+def _compiled_kernels(name: str, unet: UNet, autoencoder: Autoencoder, *, pairs: bool) -> Engine:
+    """Both networks on the C++ kernels, whose products are of `pairs` of bfloat16 or of float32."""
     from sfumato.engines.exact_autoencoder import ExactAutoencoder
     from sfumato.engines.exact_unet import ExactUNet
     from sfumato.engines.native_kernels import NativeKernels
 
     if reason := _unfit(unet):
         raise _CannotError(reason)
-    try:
-        kernels = NativeKernels(pairs=True)
-    except NoKernelsError as reason:
-        logger.warning("engine bf16: %s; the exact winograd runs instead", reason)
-        return _winograd(unet, autoencoder)
-    pictures = ExactAutoencoder(autoencoder, kernels)
-    network = ExactUNet(unet, kernels)
+    kernels = NativeKernels(pairs=pairs)
+    network, pictures = ExactUNet(unet, kernels), ExactAutoencoder(autoencoder, kernels)
     return Engine(
-        name="bf16",
+        name=name,
         denoise=network,
         encode=pictures.encode,
         decode=pictures.decode,
@@ -113,14 +101,14 @@ def _winograd_plain(unet: UNet, autoencoder: Autoencoder) -> Engine:
 
     if reason := _unfit(unet):
         raise _CannotError(reason)
-    exact = ExactUNet(unet, TorchKernels())
+    network = ExactUNet(unet, TorchKernels())
     # The autoencoder's large maps of few channels gain nothing from batched products.
     return Engine(
         name="winograd-plain",
-        denoise=exact,
+        denoise=network,
         encode=autoencoder.encode,
         decode=autoencoder.decode,
-        approximate=exact,
+        approximate=network,
     )
 
 

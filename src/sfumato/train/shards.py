@@ -10,7 +10,6 @@ number of processes, or by one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import secrets
 import shutil
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import CheckpointError, OutputError, SfumatoError
-from sfumato.files import write_text
+from sfumato.files import file_sha256, write_text
 from sfumato.json_files import read_object
 from sfumato.train.world import World
 
@@ -42,7 +41,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], description: Mapping
             temporary.mkdir(parents=True, exist_ok=True)
             save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
             own = temporary.glob(f"shard-{world.rank + 1:05d}-*")
-            return {part.name: _file_digest(part) for part in own}
+            return {part.name: file_sha256(part) for part in own}
 
     def publish() -> None:
         if world.first:
@@ -93,7 +92,7 @@ def read_shards(path: Path, parts: Mapping[str, str]) -> dict[str, Tensor]:
 
     for name in sorted({*parts, *(file.name for file in path.glob("*.safetensors"))}):
         file = path / Path(name).name
-        if not file.is_file() or _file_digest(file) != parts.get(name):
+        if not file.is_file() or file_sha256(file) != parts.get(name):
             raise CheckpointError(f"{file}: damaged: it doesn't have the checksum it was written with")
     reader = HuggingFaceStorageReader(str(path))
     infos = reader.read_metadata().state_dict_metadata
@@ -105,8 +104,3 @@ def read_shards(path: Path, parts: Mapping[str, str]) -> dict[str, Tensor]:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what is meant
         load(tensors, storage_reader=reader, no_dist=True)
     return tensors
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

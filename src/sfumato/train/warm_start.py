@@ -8,7 +8,6 @@ Mean and deviation of its latents are folded into its autoencoder already.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InvalidConfig, ModelNotFound
-from sfumato.files import atomic_folder, make_folder, write_text
+from sfumato.files import atomic_folder, file_sha256, make_folder, write_text
 from sfumato.json_files import read_object
 from sfumato.models import autoencoder, clip_text, unet
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -101,7 +100,7 @@ def keep_model(model: Path, folder: Path) -> None:
         if path.suffix != ".safetensors":
             raise InvalidConfig(f"{path}: a model to start from has each part in one .safetensors file: convert it "
                                 f"with sfumato convert")  # fmt: skip
-    digests = {name: _sha256(path) for name, path in weights.items()}
+    digests = {name: file_sha256(path) for name, path in weights.items()}
     kept = folder / _FOLDER
     if (kept / _DESCRIPTION).is_file():
         if read_object(kept / _DESCRIPTION)["sha256"] != digests:
@@ -121,8 +120,3 @@ def keep_model(model: Path, folder: Path) -> None:
         copy_tokenizer(model / "tokenizer", temporary / "tokenizer")
         described = {"model": model.resolve().name, "sha256": digests}
         write_text(temporary / _DESCRIPTION, json.dumps(described, indent=1) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

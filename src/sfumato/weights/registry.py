@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import CheckpointError, InvalidConfig, InvalidRequest, ModelNotFound, OutputError
-from sfumato.files import locked, plain_name, user_path, write_text
+from sfumato.files import file_sha256, locked, plain_name, user_path, write_text
 from sfumato.json_files import read_object
 from sfumato.runtime import logger
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 _VERSION = 1
-_BLOCK = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +118,10 @@ def remembered_hash(path: Path) -> str | None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
+        return file_sha256(path)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def _hash(path: Path, *, fresh: bool) -> str:
