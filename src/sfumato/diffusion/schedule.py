@@ -59,6 +59,9 @@ class Schedule:
         return time
 
 
+_STOPS_AT_LAST = ("first", "timestep", "leading", "shortened")  # where the web UI's list ends with timestep 1
+
+
 def make_schedule(
     noise: NoiseSchedule, *, sampler: str, steps: int, spacing: str | None = None, profile: str = "diffusers"
 ) -> Schedule:
@@ -86,8 +89,8 @@ def make_schedule(
     final_t = 0.0
     if info.grid == "adaptive":
         points, final = points[:1], noise.sigma_min
-    elif info.final == "first" and spacing == "leading" and rules.leading == "shortened" and len(points) > 1:
-        # the last entry is where to stop, not a point to evaluate at
+    elif (info.final, info.grid, spacing, rules.leading) == _STOPS_AT_LAST and len(points) > 1:
+        # that entry is where to stop, not a point to evaluate at
         final, final_t = points[-1].sigma, points[-1].t
         points = points[:-1]
     elif rules.averages_single_step:
