@@ -356,6 +356,7 @@ _ENCODED = {  # stage: what it is trained on
     "annealed": "drawings",
     "scenes": "scenes",
     "scenes-annealed": "scenes",
+    "scenes-again": "scenes",
 }
 
 

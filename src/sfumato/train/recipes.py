@@ -192,6 +192,17 @@ _POCKET_SCENES_ANNEALED = replace(
     ),
 )
 
+# The rate that has fallen to 0 is raised once more, and falls again.
+_POCKET_SCENES_AGAIN = replace(
+    _POCKET_SCENES_ANNEALED,
+    run=replace(
+        _POCKET_SCENES_ANNEALED.run,
+        seed=34,
+        steps=6000,
+        optimizer=replace(_POCKET_SCENES_ANNEALED.run.optimizer, warmup_steps=100),
+    ),
+)
+
 _SCENES = "scenes composed of the emoji set, its training part"
 _PAINTED = "scenes composed of one flat style's training part"
 _DRAWINGS = "the emoji set's training part in one flat style, as drawn, on white"
@@ -205,6 +216,7 @@ POCKET: Recipe = {
     "annealed": Stage(start="drawings", data=_DRAWINGS, resolution=128, training=_POCKET_ANNEALED),
     "scenes": Stage(start="annealed", data=_PAINTED, resolution=128, training=_POCKET_SCENES),
     "scenes-annealed": Stage(start="scenes", data=_PAINTED, resolution=128, training=_POCKET_SCENES_ANNEALED),
+    "scenes-again": Stage(start="scenes-annealed", data=_PAINTED, resolution=128, training=_POCKET_SCENES_AGAIN),
 }
 
 
