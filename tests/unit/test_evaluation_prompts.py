@@ -13,7 +13,13 @@ import pytest
 from made_data import emoji_set
 from sfumato.data.scenes import is_held_out
 from sfumato.errors import InvalidConfig, InvalidRequest
-from sfumato.report.evaluation.data_prompts import caption_prompts, dataset_at, held_out_scenes, save_pictures
+from sfumato.report.evaluation.data_prompts import (
+    caption_prompts,
+    dataset_at,
+    held_out_scenes,
+    label_prompts,
+    save_pictures,
+)
 from sfumato.report.evaluation.prompts import drawn, read_prompts, write_prompts
 from sfumato.report.evaluation.protocols import protocol_names, read_protocol
 from sfumato.report.evaluation.published import published_curves
@@ -80,6 +86,16 @@ def test_a_data_sets_captions_and_pictures(tmp_path: Path) -> None:
     assert len(list((tmp_path / "real").glob("*.png"))) == 6
     with pytest.raises(InvalidRequest, match="the data set has"):
         caption_prompts(dataset, len(dataset) + 1, seed=0)
+
+
+def test_labels_are_spread_over_what_the_embedded_model_was_taught(tmp_path: Path) -> None:
+    emoji = emoji_set(tmp_path / "shards", ["twemoji"])
+    taught = {s.noun.single: s for s in emoji.split("train", ["twemoji"])}
+    prompts, _, indices = label_prompts(tmp_path / "shards", 3)
+    assert prompts.texts == [sorted(taught)[i * len(taught) // 3] for i in range(3)]
+    assert indices == [taught[text].index for text in prompts.texts]
+    everything, _, _ = label_prompts(tmp_path / "shards", 10_000)
+    assert everything.texts == sorted(taught)
 
 
 def test_scenes_are_held_out_ones(tmp_path: Path) -> None:

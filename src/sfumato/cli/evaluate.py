@@ -72,6 +72,12 @@ def prompts(
             "--scenes", metavar="", help="Held-out scenes composed of the emoji set in the folder, as pocket's are."
         ),
     ] = False,
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels", metavar="", help="Names of the emoji set in the folder, evenly from all that pocket was taught."
+        ),
+    ] = False,
     pictures: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Put a folder's own pictures there, as reference.", show_default=False),
@@ -84,18 +90,29 @@ def prompts(
 
     sfumato evaluate prompts captions_val2017.json --count 10000
     """
-    from sfumato.report.evaluation.data_prompts import caption_prompts, dataset_at, held_out_scenes, save_pictures
+    from sfumato.report.evaluation.data_prompts import (
+        caption_prompts,
+        dataset_at,
+        held_out_scenes,
+        label_prompts,
+        save_pictures,
+    )
     from sfumato.report.evaluation.prompts import drawn, read_prompts, write_prompts
 
     source = user_path(source)
+    if scenes and labels:
+        raise InvalidRequest("--scenes and --labels are two lists: give one of them")
     if source.is_dir():
-        dataset = held_out_scenes(source, count, seed) if scenes else dataset_at(source)
-        made, indices = caption_prompts(dataset, min(count, len(dataset)), seed)
+        if labels:
+            made, dataset, indices = label_prompts(source, count)
+        else:
+            dataset = held_out_scenes(source, count, seed) if scenes else dataset_at(source)
+            made, indices = caption_prompts(dataset, min(count, len(dataset)), seed)
         write_prompts(made, user_path(out), overwrite=overwrite)
         if pictures is not None:
             save_pictures(dataset, indices, user_path(pictures), side=side)
-    elif scenes or pictures is not None:
-        raise InvalidRequest(f"{source} is no folder of pictures: --scenes and --pictures need one")
+    elif scenes or labels or pictures is not None:
+        raise InvalidRequest(f"{source} is no folder of pictures: --scenes, --labels and --pictures need one")
     else:
         made = drawn(read_prompts(source), count, seed)
         write_prompts(made, user_path(out), overwrite=overwrite)

@@ -191,6 +191,49 @@ def nearest_pictures(
 
 
 @probe.command()
+def retrieval(
+    folder: Folder,
+    clip: ClipFolder,
+    among: Annotated[int, typer.Option(metavar="N", help="Captions to choose from: groups of the list.")] = 100,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The prompts' own pictures, as `evaluate prompts --pictures` wrote them.",
+            show_default=False,
+        ),
+    ] = None,
+    cell: CellName = None,
+    as_json: Json = False,
+) -> None:
+    """Does a picture find its own caption among a hundred? Beside the real pictures, and with captions shuffled.
+
+    sfumato evaluate probe retrieval out --clip retriever --reference real
+    """
+    from sfumato.report.evaluation.reference import read_folder
+    from sfumato.report.probes.retrieval import KS, retrieved
+
+    plan, prompts, chosen = _cell(folder, cell)
+    shown = {"painted": _pictures(folder, plan, chosen)}
+    if reference is not None:
+        shown["real"] = read_folder(user_path(reference))
+    shown["shuffled"] = [*shown["painted"][1:], shown["painted"][0]]
+    embedder = _clip(clip)
+    captions = embedder.texts(prompts.texts)
+    found = {
+        name: retrieved(embedder.features(pictures)["clip"], captions, prompts.texts, among)
+        for name, pictures in shown.items()
+    }
+    if as_json:
+        write_json({name: {"asked": f.asked, **{f"top{k}": f.hits[k] for k in KS}} for name, f in found.items()})
+        return
+    lines = table("", *(f"top {k}" for k in KS), title=f"{chosen.name}: its own caption among {among}")
+    for name, f in found.items():
+        lines.add_row(literal(name), *(literal(f"{f.hits[k]} of {f.asked}") for k in KS))
+    stdout_console().print(lines)
+
+
+@probe.command()
 def following(
     folder: Folder,
     scenes: Annotated[

@@ -6,7 +6,7 @@ subgroup, source and license.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,14 @@ class EmojiSet:
     def split(self, name: Split, styles: Collection[str] = tuple(STYLE_WORDS)) -> tuple[Subject, ...]:
         """The subjects of one part, in the set's order."""
         return tuple(subject for subject in self.subjects if subject.style in styles and split_of(subject) == name)
+
+
+def evenly(subjects: Sequence[Subject], count: int) -> list[Subject]:
+    """Up to `count` of them, all of different names ("a …"), evenly spread over the names' order."""
+    named = {subject.noun.single: subject for subject in subjects}
+    names = sorted(named)
+    wanted = min(count, len(names))
+    return [named[names[i * len(names) // wanted]] for i in range(wanted)]
 
 
 def open_emoji(folder: Path) -> EmojiSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sfumato.data.emoji import EmojiSet, Split
+from sfumato.data.emoji import EmojiSet, Split, evenly
 from sfumato.data.samples import Sample
 from sfumato.data.scenes import SceneMix
 from sfumato.models.clip_text import ClipTextConfig
@@ -43,11 +43,5 @@ RETRIEVER = ClipTraining(
 
 def subjects_alone(emoji: EmojiSet, split: Split, count: int) -> list[Sample]:
     """Up to `count` pictures of one part as they are, each called "a …", all by different names, evenly spread."""
-    named = {subject.noun.single: subject for subject in emoji.split(split)}
-    names = sorted(named)
-    chosen = [names[i * len(names) // min(count, len(names))] for i in range(min(count, len(names)))]
-    return [_called(emoji.sample(named[name].index), name) for name in chosen]
-
-
-def _called(sample: Sample, caption: str) -> Sample:
-    return replace(sample, captions=(caption,))
+    chosen = evenly(emoji.split(split), count)
+    return [replace(emoji.sample(subject.index), captions=(subject.noun.single,)) for subject in chosen]

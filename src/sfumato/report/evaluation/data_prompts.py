@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sfumato.data.emoji import open_emoji
+from sfumato.data.emoji import evenly, open_emoji
 from sfumato.data.opening import open_dataset
 from sfumato.data.samples import Dataset
 from sfumato.data.scenes import SceneSet
@@ -27,6 +27,15 @@ def held_out_scenes(folder: Path, count: int, seed: int) -> SceneSet:
     return SceneSet(
         emoji=emoji, subjects=emoji.split("train", STYLES), seed=seed, length=count, mix=MIX, part="held-out"
     )
+
+
+def label_prompts(folder: Path, count: int) -> tuple[PromptList, Dataset, list[int]]:
+    """The names of `count` subjects drawn evenly from all that the embedded model was trained on, the emoji set in
+    `folder`, and which of its samples they are."""
+    emoji = open_emoji(folder)
+    chosen = evenly(emoji.split("train", STYLES), count)
+    prompts = [Prompt(text=s.noun.single, fields={"key": s.key, "label": s.label, "group": s.group}) for s in chosen]
+    return pinned(prompts), emoji, [subject.index for subject in chosen]
 
 
 def dataset_at(folder: Path) -> Dataset:

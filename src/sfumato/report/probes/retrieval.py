@@ -1,0 +1,60 @@
+"""Whether pictures find their own captions among others: CLIP's retrieval, as a test of what was painted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.errors import InvalidRequest
+from sfumato.report.metrics.feature_sets import Floats, feature_set, same_width
+
+KS = (1, 5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieval:
+    """Of `asked` pictures, how many have their own caption among the first k: `hits[k]`."""
+
+    asked: int
+    hits: dict[int, int]
+
+
+def ranks(pictures: NDArray[Any], captions: NDArray[Any], texts: Sequence[str], among: int) -> NDArray[np.intp]:
+    """How many other captions fit each picture better than its own (N,); 0: its own is first.
+
+    Embeddings (N, D) of pictures and of their captions, whose words are `texts`. Each picture is compared with the
+    captions of its own group of `among` that follow each other; captions of the same words count once. A tie is lost.
+    `InvalidRequest` where they don't pair up or there is nothing to choose from.
+    """
+    rows, words = _unit(feature_set(pictures)), _unit(feature_set(captions, "captions"))
+    same_width(rows, words)
+    if not len(rows) == len(words) == len(texts):
+        raise InvalidRequest(f"{len(rows)} pictures and {len(words)} captions: give one for each")
+    if among < 2:
+        raise InvalidRequest(f"one caption among {among}: ask for 2 or more")
+    found = []
+    for start in range(0, len(rows), among):
+        group = range(start, min(start + among, len(rows)))
+        places = {texts[i]: i for i in reversed(group)}  # words: where they first come
+        similar = rows[group] @ words[list(places.values())].T
+        own = similar[np.arange(len(group)), [list(places).index(texts[i]) for i in group]]
+        found.append((similar >= own[:, None]).sum(axis=1) - 1)
+    return np.concatenate(found)
+
+
+def retrieved(pictures: NDArray[Any], captions: NDArray[Any], texts: Sequence[str], among: int) -> Retrieval:
+    """`ranks` counted for k = 1 and 5."""
+    found = ranks(pictures, captions, texts, among)
+    return Retrieval(asked=len(found), hits={k: int((found < k).sum()) for k in KS})
+
+
+def _unit(rows: Floats) -> Floats:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not lengths.all():
+        raise InvalidRequest("an embedding is zero: the network or a picture is damaged")
+    unit: Floats = rows / lengths
+    return unit
