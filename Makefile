@@ -36,7 +36,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.run
 
 demo: $(VENV)/.run
-	@$(BIN)/sfumato generate "a red heart" "a penguin on a green background" "a detective" "flag of Sweden" --guidance-scale 4 \
+	@$(BIN)/sfumato generate "a red heart" "a penguin on a green background" "a detective" "flag of Sweden" \
 		--out pictures --sheet
 	@echo "The pictures are in $(CURDIR)/pictures"
 

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sfumato
-from sfumato.errors import CheckpointError, InvalidRequest, OutputError
+from sfumato.errors import CheckpointError, InvalidConfig, InvalidRequest, OutputError
 from sfumato.models import compvis
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.pipeline.convert import convert
 from sfumato.pipeline.model_files import open_model
+from sfumato.pipeline.request import Request
 from sfumato.weights.mapper import written_entries
 
 POCKET = Path(sfumato.__file__).parent / "assets" / "pocket"
@@ -222,6 +223,34 @@ def test_whether_a_checker_is_required_survives_a_single_file(required: bool, tm
         assert files.requires_safety_checker is required
     convert(tmp_path / "one.safetensors", tmp_path / "back", layout="diffusers")
     assert _index(tmp_path / "back")["requires_safety_checker"] is required
+
+
+@pytest.mark.parametrize("scale", [None, 3.5])
+def test_the_recommended_guidance_survives_a_single_file_and_is_what_requests_get(
+    scale: float | None, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(POCKET, source)
+    index = {name: value for name, value in _index(source).items() if name != "_guidance_scale"}
+    (source / "model_index.json").write_text(json.dumps(index if scale is None else index | {"_guidance_scale": scale}))
+    convert(source, tmp_path / "one.safetensors", layout="compvis")
+    convert(tmp_path / "one.safetensors", tmp_path / "back", layout="diffusers")
+    assert _index(tmp_path / "back").get("_guidance_scale") == scale
+    pipeline = sfumato.load_pipeline(tmp_path / "one.safetensors")
+    assert pipeline.resolve(Request(prompt="a")).guidance_scale == (7.5 if scale is None else scale)
+    assert pipeline.resolve(Request(prompt="a", guidance_scale=2.0)).guidance_scale == 2.0
+
+
+@pytest.mark.parametrize("scale", ["much", True, -1, [4]])
+def test_a_recommended_guidance_that_is_no_number_is_told(scale: object, tmp_path: Path) -> None:
+    shutil.copytree(POCKET, tmp_path / "source")
+    index = _index(tmp_path / "source") | {"_guidance_scale": scale}
+    (tmp_path / "source" / "model_index.json").write_text(json.dumps(index))
+    with (
+        pytest.raises(InvalidConfig, match=r"model_index\.json: the guidance scale .* is no number from 0 to 1000"),
+        open_model(tmp_path / "source"),
+    ):
+        pass
 
 
 def test_diffusers_and_we_read_the_shards_we_write(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_dialects_are_read(tmp_path: Path, program: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_our_pictures_are_understood_by_programs_that_read_a1111(tmp_path: Path, suffix: str) -> None:
-    request = Request(prompt="a red heart, süß", negative_prompt="ugly", seed=5)
+    request = Request(prompt="a red heart, süß", negative_prompt="ugly", seed=5, guidance_scale=7.5)
     found = read_settings(save_picture(PIXELS, tmp_path / f"ours{suffix}", record(request, width=8, height=8)))
     assert found is not None
     assert (found.program, found.prompt, found.negative_prompt) == ("AUTOMATIC1111", "a red heart, süß", "ugly")

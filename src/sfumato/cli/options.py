@@ -86,7 +86,7 @@ REQUEST_FLAGS = (
         help="How closely to follow the prompt; 1 is no guidance.",
         panel=PICTURE,
         metavar="X",
-        default="7.5",
+        default="the model's, mostly 7.5",
     ),
     Flag(
         name="guidance_rescale",

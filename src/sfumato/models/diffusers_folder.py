@@ -25,13 +25,23 @@ _CHECKER: Mapping[str, list[str]] = {
 CHECKER_PARTS = tuple(_CHECKER)
 
 
+GUIDANCE_ENTRY = "_guidance_scale"
+"""Where `model_index.json` says which scale the makers recommend; other programs pass over names that begin so."""
+
+
 def model_index(
-    scheduler: Mapping[str, Any], *, checker: frozenset[str] = frozenset(), requires_safety_checker: bool = False
+    scheduler: Mapping[str, Any],
+    *,
+    checker: frozenset[str] = frozenset(),
+    requires_safety_checker: bool = False,
+    guidance_scale: float | None = None,
 ) -> dict[str, Any]:
     """`model_index.json` of a folder with this `scheduler_config.json` and, of `CHECKER_PARTS`, those in `checker`."""
+    recommended = {} if guidance_scale is None else {GUIDANCE_ENTRY: guidance_scale}
     return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": "0.12.0",
+        **recommended,
         "scheduler": ["diffusers", scheduler.get("_class_name", "PNDMScheduler")],
         **_CLASSES,
         **{name: classes if name in checker else [None, None] for name, classes in _CHECKER.items()},

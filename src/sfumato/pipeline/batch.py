@@ -188,10 +188,13 @@ def guarded_predict(
 ) -> Predict:
     """The guided UNet as samplers call it; NaN or infinity in an answer is an error that names the layer."""
 
+    scale = request.guidance_scale
+    assert scale is not None, "the request was not resolved"
+
     def guided(model: Model) -> Predict:
         return guide(
             answers(model, conditioning, request, extra_channels),
-            scale=request.guidance_scale,
+            scale=scale,
             weights=conditioning.weights,
             rescale=request.guidance_rescale,
             interval=request.guidance_interval,

@@ -19,6 +19,7 @@ from sfumato.models.diffusers_folder import CHECKER_PARTS, WEIGHT_FILES, model_i
 from sfumato.pipeline.model import read_tokenizer
 from sfumato.pipeline.model_files import (
     CHECKER_KEY,
+    GUIDANCE_KEY,
     METADATA_KEY,
     VARIANTS,
     LayoutName,
@@ -145,6 +146,7 @@ def _write_folder(
             files.scheduler,
             checker=_copy_checker(files, folder),
             requires_safety_checker=files.requires_safety_checker,
+            guidance_scale=files.guidance_scale,
         )
         _write_json(folder / "model_index.json", index)
 
@@ -169,6 +171,8 @@ def _write_single_file(files: ModelFiles, destination: Path, dtype: torch.dtype 
             metadata[METADATA_KEY] = json.dumps(description, sort_keys=True)
         if not files.requires_safety_checker:
             metadata[CHECKER_KEY] = "false"
+        if files.guidance_scale is not None:
+            metadata[GUIDANCE_KEY] = f"{files.guidance_scale:g}"
         write_safetensors(destination, tensors.infos, tensors.read, metadata=metadata, overwrite=overwrite)
     elif destination.suffix == ".ckpt":
         if description:

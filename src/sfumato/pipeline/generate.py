@@ -117,13 +117,14 @@ class Pipeline:
         )
 
     def resolve(self, request: Request) -> Request:
-        """The request as this pipeline will run it: model named, sizes filled in. Raises `InvalidRequest`."""
+        """The request as this pipeline runs it: model named, sizes and guidance filled in. Raises `InvalidRequest`."""
         size = self.model.size
         resolved = request.replace(
             model=self.model.name,
             vae=str(self.model.vae_path) if self.model.vae_path else None,
             width=request.width or size,
             height=request.height or size,
+            guidance_scale=self.model.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         )
         factor = self.model.autoencoder.config.factor
         for name in ("width", "height"):

@@ -27,6 +27,8 @@ from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.weights.mapper import fill, fill_as_stored
 from sfumato.weights.registry import model_hash
 
+GUIDANCE_SCALE = 7.5  # for a model whose makers recommend none: diffusers' default, and the card's samples'
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFile:
@@ -49,7 +51,8 @@ class Model:
     """What a pipeline runs. `prediction` is what the UNet answers: "epsilon", "v_prediction" or "sample".
 
     `weights` are the files it was read from, in the order of the parts; `last_step` says that the UNet is the last
-    step of a file that has its moving average too. `engine` is what runs the UNet and the autoencoder.
+    step of a file that has its moving average too. `guidance_scale` is for requests that name none. `engine` is what
+    runs the UNet and the autoencoder.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Model:
     prediction: str
     safety_checker: Path | None
     requires_safety_checker: bool
+    guidance_scale: float
     device: torch.device
     dtype: torch.dtype
 
@@ -142,6 +146,7 @@ def load_model(
             prediction=files.scheduler.get("prediction_type", "epsilon"),
             safety_checker=files.safety_checker,
             requires_safety_checker=files.requires_safety_checker,
+            guidance_scale=GUIDANCE_SCALE if files.guidance_scale is None else files.guidance_scale,
             device=device,
             dtype=dtype,
         )

@@ -18,6 +18,7 @@ from sfumato.json_files import parse_object, read_object, read_text
 from sfumato.models import autoencoder, clip_text, compvis, unet
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
+from sfumato.models.diffusers_folder import GUIDANCE_ENTRY
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.nn.empty import empty_modules
 from sfumato.prompt.tokenizer import TOKENIZER_FILES
@@ -32,6 +33,8 @@ V1 = Path(__file__).parents[1] / "assets" / "v1"
 METADATA_KEY = "sfumato.model"
 # "false" there: its makers say that it needs no safety checker. A folder says so in `model_index.json`.
 CHECKER_KEY = "sfumato.requires_safety_checker"
+# The guidance scale its makers recommend; in a folder `_guidance_scale` of `model_index.json`.
+GUIDANCE_KEY = "sfumato.guidance_scale"
 # What the name of a folder's other files (`….fp16.safetensors`) says of the numbers in them.
 VARIANTS: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -53,8 +56,8 @@ class Part(Generic[Module]):
 class ModelFiles:
     """The parts of a model, its tokenizer's files by name, its scheduler's JSON, and its safety checker's folder.
 
-    `requires_safety_checker` is false where its makers say so. `ema` says whether the UNet's
-    numbers are the moving average of a file that holds the last step too.
+    `requires_safety_checker` is false where its makers say so; `guidance_scale` is what they recommend. `ema`
+    says whether the UNet's numbers are the moving average of a file that holds the last step too.
     """
 
     path: Path
@@ -66,6 +69,7 @@ class ModelFiles:
     scheduler: Mapping[str, Any]
     safety_checker: Path | None = None
     requires_safety_checker: bool = True
+    guidance_scale: float | None = None
     ema: bool = False
 
     @property
@@ -112,6 +116,7 @@ def _open_folder(path: Path, vae: Path | None, ema: bool, variant: str | None, s
             scheduler=read_object(path / "scheduler" / "scheduler_config.json"),
             safety_checker=checker if (checker / "config.json").is_file() and _has_weights(checker) else None,
             requires_safety_checker=index.get("requires_safety_checker") is not False,
+            guidance_scale=_guidance_scale(index.get(GUIDANCE_ENTRY), index_file),
         )
 
 
@@ -146,8 +151,22 @@ def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, sta
                 tokenizer=described["tokenizer"] if described else published_v1()[0],
                 scheduler=described["scheduler"] if described else published_v1()[1],
                 requires_safety_checker=checkpoint.metadata.get(CHECKER_KEY) != "false",
+                guidance_scale=_guidance_scale(checkpoint.metadata.get(GUIDANCE_KEY), path),
                 ema=averaged,
             )
+
+
+def _guidance_scale(written: object, where: Path) -> float | None:
+    """A recommended scale, as a number or its text. `InvalidConfig` for anything else."""
+    if written is None:
+        return None
+    try:
+        scale = float(written)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        scale = -1.0
+    if isinstance(written, bool) or not 0.0 <= scale <= 1000.0:
+        raise InvalidConfig(f"{where}: the guidance scale {written!r:.60} is no number from 0 to 1000")
+    return scale
 
 
 @contextmanager

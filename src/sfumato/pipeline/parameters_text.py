@@ -93,7 +93,7 @@ def _settings(provenance: Provenance) -> dict[str, str]:
         "Steps": str(request.steps),
         "Sampler": SAMPLER_NAMES[request.sampler],
         "Schedule type": SCHEDULE_NAMES.get(spacing, ""),
-        "CFG scale": f"{request.guidance_scale:g}",
+        "CFG scale": "" if request.guidance_scale is None else f"{request.guidance_scale:g}",
         "Seed": str(request.seed),
         "Size": "{}x{}".format(*_base_size(provenance)),
         "Model hash": provenance.model_sha256[:10],

@@ -50,7 +50,7 @@ _NUMBERS = {
     "upscale_strength": (0.0, 1.0),
 }
 _TEXTS = ("prompt", "negative_prompt", "model", "spacing", "vae")
-_OPTIONAL = frozenset({"spacing", "vae", "variation_seed", "width", "height"})
+_OPTIONAL = frozenset({"spacing", "vae", "variation_seed", "guidance_scale", "width", "height"})
 _SOURCES = ("init_image", "mask")
 
 
@@ -59,11 +59,12 @@ class Request:
     """Everything that decides one picture's pixels, given a model and a machine.
 
     Validated when made (`InvalidRequest` names the field); `to_json` and `from_json` are exact inverses.
-    `width` and `height` are pixels, None for the model's own size; `spacing` None is the profile's choice for the
-    sampler; `steps` is ignored by `dpm_adaptive`, which follows `rtol` and `atol`; `strength` counts only with an
-    `init_image`; the guidance interval is a closed range of σ outside which guidance is off. Every `cache_interval`-th
-    model call runs all of the UNet, the others its `cache_depth` outermost layers over what the last whole one found
-    in the depths (DeepCache); `token_merging` is the share of tokens merged in the finest self-attentions.
+    `width` and `height` are pixels, None for the model's own size; `guidance_scale` None is what the model's makers
+    recommend, 7.5 where they say nothing; `spacing` None is the profile's choice for the sampler; `steps` is ignored by
+    `dpm_adaptive`, which follows `rtol` and `atol`; `strength` counts only with an `init_image`; the guidance interval
+    is a closed range of σ outside which guidance is off. Every `cache_interval`-th model call runs all of the UNet, the
+    others its `cache_depth` outermost layers over what the last whole one found in the depths (DeepCache);
+    `token_merging` is the share of tokens merged in the finest self-attentions.
     """
 
     prompt: str
@@ -76,7 +77,7 @@ class Request:
     eta: float = 0.0
     rtol: float = 0.05
     atol: float = 0.0078
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     cache_interval: int = 1
@@ -112,7 +113,8 @@ class Request:
             if name not in absent:
                 _check_integer(name, getattr(self, name), low, high)
         for name, (least, most) in _NUMBERS.items():
-            object.__setattr__(self, name, _number(name, getattr(self, name), least, most))
+            if name not in absent:
+                object.__setattr__(self, name, _number(name, getattr(self, name), least, most))
         for name in ("width", "height"):
             if name not in absent:
                 _check_side(name, getattr(self, name))
