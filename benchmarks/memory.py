@@ -129,17 +129,17 @@ def child(name: str, folder: str) -> None:
     threading.Thread(target=_watch, args=(peak,), daemon=True).start()
     run: Callable[[str, Mapping[str, str]], dict[str, object]] = run_diffusers if name == "diffusers" else run_ours
     figures = run(folder, RUNS.get(name, {}))
-    memory = {"peak MB": _status("VmHWM"), "anonymous MB": max(peak["RssAnon"], _status("RssAnon"))}
+    memory = {"peak MB": status("VmHWM"), "anonymous MB": max(peak["RssAnon"], status("RssAnon"))}
     print(json.dumps({**memory, **figures}))
 
 
 def _watch(peak: dict[str, int]) -> None:
     while True:
-        peak["RssAnon"] = max(peak["RssAnon"], _status("RssAnon"))
+        peak["RssAnon"] = max(peak["RssAnon"], status("RssAnon"))
         time.sleep(0.01)
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     """Megabytes from the kernel's account of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024 // 10**6
@@ -158,11 +158,11 @@ def main(names: tuple[str, ...] = ()) -> None:
                 figures.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{name:12}{figures[name][-1]}", flush=True)
     print(
-        json.dumps({"side": SIDE, "rounds": ROUNDS, "median": {name: _median(rows) for name, rows in figures.items()}})
+        json.dumps({"side": SIDE, "rounds": ROUNDS, "median": {name: median(rows) for name, rows in figures.items()}})
     )
 
 
-def _median(rows: list[dict[str, object]]) -> dict[str, object]:
+def median(rows: list[dict[str, object]]) -> dict[str, object]:
     return {
         key: statistics.median(row[key] for row in rows) if isinstance(value, (int, float)) else value  # type: ignore[type-var]
         for key, value in rows[0].items()
