@@ -21,6 +21,7 @@ from sfumato.data.emoji import EmojiSet, Subject, captions_of, open_emoji, split
 from sfumato.data.emoji_build import Package, codepoint, open_drawings, read_package
 from sfumato.data.nouns import noun, plural_of, with_article
 from sfumato.data.reports import licenses_of
+from sfumato.data.resharding import ShardOptions, make_shards
 from sfumato.data.shard_writer import as_stored, as_webp, write_shards
 from sfumato.data.streams import Stream
 from sfumato.errors import DataError
@@ -114,6 +115,26 @@ def test_samples_carry_captions_and_licences(emoji: EmojiSet) -> None:
         assert sample.picture.mode == "RGBA"
         assert emoji.subjects[index].index == index
     assert licenses_of(emoji) == {"CC0-1.0": {"drawn for a test"}}
+
+
+def test_the_set_encoded_anew_has_the_same_subjects(emoji: EmojiSet, tmp_path: Path) -> None:
+    """One character drawn twice, in shards that become one: its second picture is kept, and shows nothing new."""
+    for name, indices in (("a", range(12)), ("b", [3, *range(12, len(emoji))])):
+        write_shards(emoji, as_stored(emoji), tmp_path / name, name=name, indices=indices)
+        (tmp_path / name / f"{name}-00000.tar").rename(tmp_path / f"{name}.tar")
+    source, options = open_emoji(tmp_path), ShardOptions(quality=90, captions_required=False)
+    report = make_shards(source.shards, tmp_path / "webp", options)
+    again = open_emoji(tmp_path / "webp")
+    assert report.kept == len(again) == len(emoji) + 1
+    assert again.subjects == source.subjects
+    assert len(again.subjects) == len(emoji)
+    keys = [again.record(index).key for index in range(len(again))]
+    assert (keys[12], len(set(keys))) == (f"{keys[3]}~2", len(keys))
+    for index in range(len(again)):
+        before, after = (np.asarray(one.sample(index).picture, np.float64) for one in (source, again))
+        shown = before[..., 3] == 255
+        assert (before[..., 3] == after[..., 3]).all()
+        assert np.abs(before - after)[shown].mean() < 3.0
 
 
 def test_of_two_pictures_with_one_key_only_the_first_is_a_subject(emoji: EmojiSet, tmp_path: Path) -> None:

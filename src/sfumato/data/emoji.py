@@ -87,11 +87,13 @@ class EmojiSet:
 
     @cached_property
     def subjects(self) -> tuple[Subject, ...]:
-        """What every picture shows, in the set's order; of two pictures with one key only the first counts."""
-        found: dict[str, Subject] = {}
+        """What every picture shows, in the set's order; of two pictures of one character in one style only the first
+        counts."""
+        found: dict[tuple[str, str], Subject] = {}
         for index in range(len(self.shards)):
-            subject = subject_of(self.shards.record(index), index)
-            found.setdefault(subject.key, subject)
+            record = self.shards.record(index)
+            subject = subject_of(record, index)
+            found.setdefault((subject.style, _text(record.fields, "codepoint", record.key)), subject)
         return tuple(found.values())
 
     def split(self, name: Split, styles: Collection[str] = tuple(STYLE_WORDS)) -> tuple[Subject, ...]:

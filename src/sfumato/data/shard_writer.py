@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import quote
@@ -88,12 +89,17 @@ def write_shards(
 
 
 def write_shard(dataset: Dataset, encode: Encode, indices: Sequence[int], path: Path) -> Shard:
-    """One tar file, and its index beside it; the caller sees to it that they appear whole."""
+    """One tar file, and its index beside it; the caller sees to it that they appear whole.
+
+    A key names one sample of a shard, but shards that are put together may have it each: KEY comes again as KEY~2.
+    """
+    taken: set[str] = set()
     with path.open("w+b") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for index in indices:
                 record = dataset.record(index)
-                key = _member_name(record.key)
+                key = _free_name(record.key, taken)
+                taken.add(key)
                 picture = encode(index)
                 _add(archive, f"{key}.{picture.suffix}", picture.data)
                 _add(archive, f"{key}.json", _fields(record))
@@ -109,6 +115,12 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # owner, time and mode stay at their defaults: the same bytes every time
     member.size = len(data)
     archive.addfile(member, io.BytesIO(data))
+
+
+def _free_name(key: str, taken: Collection[str]) -> str:
+    """The member's name of the key, or of KEY~2, KEY~3 and on where that is taken."""
+    names = (_member_name(key if number == 1 else f"{key}~{number}") for number in itertools.count(1))
+    return next(name for name in names if name not in taken)
 
 
 def _member_name(key: str) -> str:
