@@ -71,6 +71,10 @@ class PeerFailed(SfumatoError):
     is not for the user."""
 
 
+class PeerGone(PeerFailed):
+    """Another process of the same training ended without a word, killed perhaps: this one's message is for the user."""
+
+
 class UnsafeContent(SfumatoError):
     """The safety policy refused the picture, or couldn't check it and was told to block."""
 

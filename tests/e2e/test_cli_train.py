@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import diffusers
@@ -18,6 +24,7 @@ from made_data import write_tar
 from sfumato.cli.main import run
 from sfumato.pipeline.model_files import V1
 from sfumato.retrieval import Retriever
+from sfumato.train.sessions import read_sessions
 from train_pictures import Shapes
 
 AUTOENCODER = """
@@ -171,6 +178,88 @@ def test_a_run_goes_on_where_it_was(cli: Cli, folder: Path, made: Path) -> None:
         if Path(name).name in ("README.md", "card.toml"):  # they say how long it took
             continue
         assert (folder / "run" / "model" / name).read_bytes() == (made / "painter" / "model" / name).read_bytes()
+
+
+ENTRY = ("-m", "sfumato.cli.entry")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python")
+
+
+def environment(**values: object) -> dict[str, str]:
+    own = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return os.environ | own | {name: str(value) for name, value in values.items()}
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line on two processes, as docs/training.md has it."""
+    return subprocess.run(
+        [sys.executable, *TORCHRUN, sys.executable, *ENTRY, *arguments],
+        env=environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def killed_beside_another(folder: Path, arguments: tuple[str, ...]) -> tuple[int, list[str]]:
+    """Two processes as torchrun starts them, the second killed when the run in `folder` has come to step 2: exit
+    code and lines of the first. torchrun itself would end it at about the time at which it says why it stops."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": 2}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *ENTRY, *arguments],
+            env=environment(**rendezvous, RANK=rank, LOCAL_RANK=rank), stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        log = folder / "metrics.jsonl"
+        while not (log.exists() and log.stat().st_size) and all(process.poll() is None for process in processes):
+            time.sleep(0.005)
+        processes[1].send_signal(signal.SIGKILL)
+        told = processes[0].communicate(timeout=240)[1]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
+    return processes[0].returncode, told.splitlines()
+
+
+def test_torchrun_trains_as_one_process_does_and_goes_on_after_kill_9(cli: Cli, folder: Path, made: Path) -> None:
+    many = DIFFUSION.replace("steps = 4\nbatch", "steps = 16\ncheckpoint_minutes = 0.0\nbatch")
+    (folder / "many.toml").write_text(many.replace("validate_every = 2", "validate_every = 8"))
+    words = ("train", "diffusion", "many.toml", "--data", str(made / "pictures"), *CPU)
+    words = (*words, "--autoencoder", str(made / "ae"), "--tokenizer", "pocket", "--out")
+    code, told = killed_beside_another(folder / "two", (*words, "two"))
+    assert code == 1
+    assert [line for line in told if line.startswith("sfumato: ")] == [
+        "sfumato: process 0 of 2 stopped, because another one has gone: see what ended that one, and give the command "
+        "again to go on from the newest checkpoint"
+    ]
+    done = torchrun(*words, "two")
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["two/model"])
+    session = read_sessions(folder / "two")[-1]
+    assert session.first_step > 0
+    assert (session.devices, session.last_step) == (2, 16)
+    assert cli(*words, "one").lines == ["one/model"]
+    for ours, theirs in zip(read_metrics(folder / "two"), read_metrics(folder / "one"), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_pockets_recipe_refuses_torchrun_in_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """The first process says why, the others end with it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    outcome = cli("train", "recipe", "pocket", "--stage", "all", "--data", "emoji", "--out", "p", *CPU)
+    assert outcome.code != 0
+    line = "sfumato: pocket draws and encodes its pictures in one process: start it without torchrun"
+    assert outcome.err.splitlines() == ([line] if rank == 0 else [])
+    assert not Path("p").exists()
 
 
 def test_fine_tuning_starts_from_a_model_and_its_parts(cli: Cli, folder: Path, made: Path) -> None:

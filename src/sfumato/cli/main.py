@@ -27,7 +27,7 @@ from sfumato.cli.models import models
 from sfumato.cli.replay import replay
 from sfumato.cli.terminal import guarded_stdout, log_to_stderr, silence, write_error, write_traceback
 from sfumato.cli.train import train
-from sfumato.errors import PeerFailed, SfumatoError
+from sfumato.errors import PeerFailed, PeerGone, SfumatoError
 
 INTERRUPTED = 130
 
@@ -109,6 +109,8 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except _UsageError as error:
         return _fail(error, _usage_message(error), 2, debug)
+    except PeerGone as error:
+        return _fail(error, str(error), error.exit_code, debug)
     except PeerFailed as error:  # the process that failed has said why
         return error.exit_code
     except SfumatoError as error:

@@ -13,7 +13,7 @@ from sfumato.cli.option_groups import with_options
 from sfumato.cli.terminal import literal, stdout_console, table, write_json, write_line, write_note
 from sfumato.cli.train_options import DryRunOptions, RunOptions
 from sfumato.diffusion.catalog import check_choice
-from sfumato.errors import Cancelled, InvalidRequest
+from sfumato.errors import Cancelled, InvalidRequest, PeerFailed
 
 if TYPE_CHECKING:
     from sfumato.train.recipes import Stage
@@ -155,7 +155,7 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | 
     """Stages of pocket, which finds its data, words and latents below `options.out` itself."""
     from sfumato.cli.autoencoders import PUBLISHED
     from sfumato.cli.train_parts import write_card_of_run
-    from sfumato.cli.train_run import training_progress
+    from sfumato.cli.train_run import is_first_process, training_progress
     from sfumato.cli.train_tasks import prepare
     from sfumato.runtime import resolve_device
     from sfumato.train.pocket import Pocket
@@ -166,7 +166,8 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | 
     if options.data is None:
         raise InvalidRequest("pocket is trained on the emoji set: give its shards' folder as --data")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InvalidRequest(f"{recipe_name} draws and encodes its pictures in one process: start it without torchrun")
+        refusal = f"{recipe_name} draws and encodes its pictures in one process: start it without torchrun"
+        raise InvalidRequest(refusal) if is_first_process() else PeerFailed(refusal)
     cancellation = prepare(options)
     on_gpu = recipe_name == "pocket-gpu"
     pocket = Pocket(

@@ -112,8 +112,8 @@ def train(
     cut up; the checkpoint isn't, for whoever reads it.
 
     Raises `InvalidConfig` when the folder's run has another config, `NumericalError` when a loss or gradient is not
-    finite (the batch is saved), `OutputError` when the disk is full (the checkpoints before stay), and `PeerFailed`
-    when another process raised what counts.
+    finite (the batch is saved), `OutputError` when the disk is full (the checkpoints before stay), `PeerFailed`
+    when another process raised what counts, and `PeerGone` when one has ended without a word.
     """
     world = join_world(device)
     with _Loop(task, config, folder, start, world, cancellation or Cancellation(), started_from) as loop:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sfumato.errors import InvalidConfig, PeerFailed
+from sfumato.errors import InvalidConfig, PeerFailed, PeerGone
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -130,7 +130,7 @@ class World:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """What breaks here because another process has gone is `PeerFailed`, for it is that one's error that counts."""
+        """What breaks here because another process has gone is `PeerGone`."""
         try:
             yield
         except dist.DistError as error:
@@ -141,8 +141,11 @@ class World:
             raise _gone(self) from error
 
 
-def _gone(world: World) -> PeerFailed:
-    return PeerFailed(f"process {world.rank} of {world.size} stopped, because another one failed")
+def _gone(world: World) -> PeerGone:
+    return PeerGone(
+        f"process {world.rank} of {world.size} stopped, because another one has gone: see what ended that one, and "
+        f"give the command again to go on from the newest checkpoint"
+    )
 
 
 def join_world(device: torch.device | None = None) -> World:
