@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sfumato.errors import Cancelled
 
-Stage = Literal["download", "load", "encode", "denoise", "decode", "check", "samples", "train"]
+Stage = Literal["download", "load", "encode", "denoise", "decode", "check", "draw", "samples", "train"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +18,10 @@ class Progress:
 
     `step` of `steps` are done within `stage` of picture `image` of `images` (all counted from 0; `step` counts what is
     finished). An upscaled picture's steps are those of both passes; the stage "decode" comes after each, with pictures
-    decoded as steps. In the stage "samples", steps are a data set's samples; in "train" they are the optimiser's. In
-    the stage "denoise", `sigma` is the noise level reached and `preview()` makes a small picture (PIL image) of the
-    state; calling it costs time, ignoring it costs nothing.
+    decoded as steps. In the stages "draw" and "samples", steps are a data set's samples, which are composed or gone
+    through; in "train" they are the optimiser's, of `images` samples each. In the stage "denoise", `sigma` is the noise
+    level reached and `preview()` makes a small picture (PIL image) of the state; calling it costs time, ignoring it
+    costs nothing.
     """
 
     stage: Stage

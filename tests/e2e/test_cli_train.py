@@ -20,10 +20,11 @@ from command_line import Cli, files_in
 from PIL import Image
 
 import sfumato
-from made_data import write_tar
+from made_data import emoji_set, write_tar
 from sfumato.cli.main import run
 from sfumato.pipeline.model_files import V1
 from sfumato.retrieval import Retriever
+from sfumato.train import pocket
 from sfumato.train.sessions import read_sessions
 from train_pictures import Shapes
 
@@ -442,6 +443,24 @@ def test_a_recipe_is_shown_and_runs_as_a_graph(cli: Cli, made: Path) -> None:
     without = cli("train", "recipe", "pocket", "--stage", "all", "--out", "p")
     assert (without.code, len(without.errors)) == (2, 1)
     assert "--data" in without.errors[0]
+
+
+def test_ctrl_c_while_pictures_are_encoded_says_how_to_go_on(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emoji_set(folder / "emoji", styles=("twemoji",))
+    original = pocket.encode_moments
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(pocket, "encode_moments", interrupted)
+    words = ("--stage", "scenes", "--data", "emoji", "--out", "later")
+    outcome = cli("train", "recipe", "pocket", *words, "--start", "pocket", *CPU)
+    assert outcome.code == 130
+    again = "sfumato train recipe pocket --stage scenes --data emoji --out later"
+    assert outcome.err.splitlines() == [f"sfumato: stopped before the end; go on with: {again}"]
 
 
 def test_a_recipe_dry_run_has_the_published_anchors(cli: Cli) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from sfumato.data.rendered import Rendered, render
 from sfumato.data.samples import Sample
-from sfumato.errors import DataError
+from sfumato.errors import Cancelled, DataError
+from sfumato.progress import Cancellation, Progress
 from train_pictures import Shapes
 
 
@@ -35,6 +36,20 @@ def test_every_sample_is_the_data_sets(tmp_path: Path, processes: int) -> None:
 def test_what_is_there_is_not_drawn_again(tmp_path: Path) -> None:
     render(Shapes(3, 16), tmp_path / "rendered", processes=1)
     assert len(render(Shapes(5, 16), tmp_path / "rendered", processes=1)) == 3
+
+
+def test_drawing_tells_how_far_it_is_and_stops_without_a_trace(tmp_path: Path) -> None:
+    seen, stop = [], Cancellation()
+
+    def told(event: Progress) -> None:
+        seen.append((event.stage, event.step, event.steps))
+
+    render(Shapes(300, 16), tmp_path / "whole", processes=1, on_progress=told)
+    assert seen == [("draw", 0, 300), ("draw", 256, 300), ("draw", 300, 300)]
+    stop.cancel()
+    with pytest.raises(Cancelled):
+        render(Shapes(300, 16), tmp_path / "stopped", processes=2, cancellation=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_sizes_that_differ_are_refused_and_nothing_stays(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from sfumato.cli.autoencoders import load_autoencoder
 from sfumato.data.emoji import Split, split_of, subject_of
 from sfumato.data.samples import Sample
 from sfumato.data.shard_writer import as_stored, write_shards
-from sfumato.errors import InvalidRequest, ModelNotFound
+from sfumato.errors import Cancelled, InvalidRequest, ModelNotFound
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
 from sfumato.pipeline.model import load_model
+from sfumato.progress import Cancellation, Progress
 from sfumato.report.card_run import facts_of_run
 from sfumato.train.autoencoder import AutoencoderTraining
 from sfumato.train.diffusion import DiffusionTraining
@@ -122,6 +123,32 @@ def test_the_exported_model_loads_and_has_the_newest_decoder(trained: Pocket, tm
     torch.testing.assert_close(model.autoencoder.decoder.conv_out.weight, decoder, atol=1e-3, rtol=1e-3)
     unet = weights_of_run(trained.folder / "scenes-annealed")["unet.conv_in.weight"]
     torch.testing.assert_close(model.unet.conv_in.weight, unet, atol=1e-3, rtol=1e-3)
+
+
+def test_encoding_tells_how_far_it_is_and_stops_when_asked(trained: Pocket, tmp_path: Path, emoji: Path) -> None:
+    """Stopped after its first pictures, a stage hasn't begun; called again, its latents are as if it never was."""
+    trained.export(tmp_path / "model")
+    stop = Cancellation()
+
+    def asked(event: Progress) -> None:
+        if event.stage == "samples" and event.step:
+            stop.cancel()
+
+    given = replace(_pocket(tmp_path / "run", emoji), start=tmp_path / "model")
+    with pytest.raises(Cancelled):
+        replace(given, cancellation=stop, on_progress=asked).train("scenes")
+    assert not (given.folder / "scenes").exists()
+    seen: list[Progress] = []
+    again = replace(given, on_progress=seen.append)
+    assert again.train("scenes").finished
+    told = [(event.stage, event.step, event.steps, event.images) for event in seen]
+    assert told == [
+        *[("samples", 0, 12, 1), ("samples", 12, 12, 1), ("samples", 0, 2, 1), ("samples", 2, 2, 1)],
+        *[("train", step, 2, 2) for step in range(3)],
+    ]
+    means = [again.moments("scenes").latents(i).mean for i in range(12)]
+    fresh = replace(_pocket(tmp_path / "other", emoji), start=tmp_path / "model").moments("scenes")
+    assert all(torch.equal(mean, fresh.latents(i).mean) for i, mean in enumerate(means))
 
 
 def test_hours_are_noted(trained: Pocket) -> None:

@@ -21,6 +21,7 @@ _DOING: Mapping[Stage, str] = {
     "denoise": "painting",
     "decode": "decoding",
     "check": "checking",
+    "draw": "drawing",
     "samples": "going through the samples",
 }
 

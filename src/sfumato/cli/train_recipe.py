@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -155,7 +156,7 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | 
     """Stages of pocket, which finds its data, words and latents below `options.out` itself."""
     from sfumato.cli.autoencoders import PUBLISHED
     from sfumato.cli.train_parts import write_card_of_run
-    from sfumato.cli.train_run import is_first_process, training_progress
+    from sfumato.cli.train_progress import is_first_process, training_progress
     from sfumato.cli.train_tasks import prepare
     from sfumato.runtime import resolve_device
     from sfumato.train.pocket import Pocket
@@ -170,27 +171,24 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | 
         raise InvalidRequest(refusal) if is_first_process() else PeerFailed(refusal)
     cancellation = prepare(options)
     on_gpu = recipe_name == "pocket-gpu"
-    pocket = Pocket(
-        emoji=options.data,
-        folder=options.out,
-        start=None if start is None else resolve(start).path,
-        recipe=RECIPES[recipe_name],
-        device=resolve_device(options.device),
-        styles=("twemoji", "flat", "noto") if on_gpu else ("twemoji",),
-        processes=os.cpu_count() or 1 if on_gpu else 1,
-    )
-    with stopping_on_signals(cancellation), training_progress(1) as on_progress:
-        if stage == ALL:
-            finished = pocket.train_all(
-                minutes=options.minutes,
-                shares=GPU_SHARES if on_gpu else None,
-                cancellation=cancellation,
-                on_progress=on_progress,
-            )
-        else:
-            finished = pocket.train(
-                stage, minutes=options.minutes, cancellation=cancellation, on_progress=on_progress
-            ).finished
+    with stopping_on_signals(cancellation), training_progress() as on_progress:
+        pocket = Pocket(
+            emoji=options.data,
+            folder=options.out,
+            start=None if start is None else resolve(start).path,
+            recipe=RECIPES[recipe_name],
+            device=resolve_device(options.device),
+            styles=("twemoji", "flat", "noto") if on_gpu else ("twemoji",),
+            processes=os.cpu_count() or 1 if on_gpu else 1,
+            cancellation=cancellation,
+            on_progress=on_progress,
+        )
+        finished = False
+        with suppress(Cancelled):  # while pictures are drawn or encoded; between steps it ends without
+            if stage == ALL:
+                finished = pocket.train_all(minutes=options.minutes, shares=GPU_SHARES if on_gpu else None)
+            else:
+                finished = pocket.train(stage, minutes=options.minutes).finished
     if stage == ALL and pocket.paints:
         run = pocket.export(options.out / PUBLISHED, overwrite=True)
         write_card_of_run(run, options.out / PUBLISHED)
@@ -199,6 +197,6 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | 
             f"go on with: sfumato train recipe {recipe_name} --stage {stage} --data {options.data} --out {options.out}"
         )
         if cancellation.requested:
-            raise Cancelled(f"stopped before the end, with a checkpoint; {again}")
+            raise Cancelled(f"stopped before the end; {again}")
         write_note(f"the time is over before the end, with a checkpoint; {again}")
     write_line(str(options.out / (stage if stage != ALL else PUBLISHED if pocket.paints else "")))

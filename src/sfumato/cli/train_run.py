@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato.cli.terminal import write_json, write_line, write_note
+from sfumato.cli.train_progress import is_first_process, training_progress
 from sfumato.errors import Cancelled
-from sfumato.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
-    from rich.text import Text
     from torch import Tensor, nn
 
     from sfumato.cli.train_options import RunOptions
     from sfumato.progress import Cancellation
     from sfumato.train.trainer import Outcome, Task, TaskConfig
-
-_STEP_LINE = "step %d of %d"
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process, or the one of torchrun's that speaks for all."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def conduct(
@@ -53,7 +41,7 @@ def conduct(
 
     begun = Checkpoints(options.out / CHECKPOINTS, keep=1).any()
     module = first_module(task, start(), config.run.seed) if start is not None and not begun else None
-    with training_progress(config.run.batch) as on_progress:
+    with training_progress() as on_progress:
         outcome = train(
             task,
             config,
@@ -94,64 +82,3 @@ def _write_outcome(outcome: Outcome, config: TaskConfig, options: RunOptions, mo
             "last": last_metrics(options.out),
         }
     )
-
-
-@contextmanager
-def training_progress(batch: int) -> Iterator[OnProgress]:
-    """On a terminal a bar with images/s and the time left; elsewhere a line every so many steps."""
-    with _told(steps=not sys.stderr.isatty()):
-        if not sys.stderr.isatty() or not is_first_process():
-            yield ignore
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-        from rich.progress import Task as Row
-        from rich.text import Text as RichText
-
-        class Rate(ProgressColumn):
-            def render(self, task: Row) -> Text:
-                return RichText("" if task.speed is None else f"{task.speed * batch:.1f} images/s")
-
-        columns = (
-            SpinnerColumn(),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(),
-            Rate(),
-            TextColumn("[dim]left"),
-            TimeRemainingColumn(),
-        )
-        with Bar(
-            *columns,
-            console=Console(stderr=True),
-            transient=True,
-            speed_estimate_period=300,
-            redirect_stdout=False,  # rich would send the results to stderr
-        ) as bar:
-            row = None
-
-            def show(event: Progress) -> None:
-                nonlocal row
-                if row is None:  # what was done before this process says nothing about its speed
-                    row = bar.add_task("training", total=event.steps, completed=event.step)
-                bar.update(row, completed=event.step)
-
-            yield show
-
-
-@contextmanager
-def _told(*, steps: bool) -> Iterator[None]:
-    """What the trainer says of its run is shown meanwhile, its lines about steps only if `steps`."""
-    logger = logging.getLogger("sfumato")
-    level = logger.level
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return steps or not str(record.msg).startswith(_STEP_LINE)
-
-    logger.addFilter(wanted)
-    logger.setLevel(min(level, logging.INFO) if is_first_process() else level)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        logger.removeFilter(wanted)

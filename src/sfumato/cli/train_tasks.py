@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from sfumato.cli.autoencoders import PUBLISHED
-from sfumato.cli.progress_bar import tracking
 from sfumato.cli.train_parts import (
     autoencoder_for,
     autoencoder_weights,
@@ -20,7 +19,8 @@ from sfumato.cli.train_parts import (
     tokenizer_files,
     write_card_of_run,
 )
-from sfumato.cli.train_run import conduct, is_first_process
+from sfumato.cli.train_progress import training_progress
+from sfumato.cli.train_run import conduct
 from sfumato.errors import InvalidConfig
 from sfumato.models.clip import Clip
 from sfumato.progress import Cancellation
@@ -207,7 +207,7 @@ def _latents(
         if training.buckets:
             raise InvalidConfig(f"{data} holds latents of one shape: give pictures, or set buckets to false")
         return encoded_before(data, training.data, autoencoder)
-    with tracking(quiet=not is_first_process()) as tracker:
+    with training_progress() as on_progress:
         return encoded_now(
             data,
             training.data,
@@ -216,7 +216,7 @@ def _latents(
             side=training.unet.sample_size * autoencoder.config.factor,
             multiple=_multiple(training, autoencoder) if training.buckets else None,
             seed=training.run.seed,
-            on_progress=tracker.on_progress,
+            on_progress=on_progress,
             cancellation=cancellation,
         )
 

@@ -20,6 +20,7 @@ from sfumato.data.samples import Dataset, Record, Sample
 from sfumato.data.transforms import Pixels, on_background, to_pixels
 from sfumato.errors import DataError
 from sfumato.files import atomic_folder, make_folder
+from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 
 _PIXELS, _RECORDS = "pixels.npy", "records.jsonl"
 _CHUNK = 256
@@ -54,18 +55,26 @@ class Rendered:
         return Sample(key=record.key, captions=record.captions, fields=record.fields, picture=picture)
 
 
-def render(dataset: Dataset, folder: Path, *, processes: int) -> Rendered:
+def render(
+    dataset: Dataset,
+    folder: Path,
+    *,
+    processes: int,
+    on_progress: OnProgress = ignore,
+    cancellation: Cancellation | None = None,
+) -> Rendered:
     """Draw all of `dataset`, whose pictures must be of one size and which must survive pickling, into `folder`; what
-    is there already is taken as it is. `DataError` for pictures of several sizes."""
+    is there already is taken as it is. `DataError` for pictures of several sizes; stopped, it begins anew."""
     if not folder.is_dir():
         make_folder(folder.parent)
         with atomic_folder(folder) as temporary:
-            _write(dataset, temporary, processes)
+            _write(dataset, temporary, processes, on_progress, cancellation or Cancellation())
     return Rendered(folder)
 
 
-def _write(dataset: Dataset, folder: Path, processes: int) -> None:
+def _write(dataset: Dataset, folder: Path, processes: int, on_progress: OnProgress, cancellation: Cancellation) -> None:
     count = len(dataset)
+    on_progress(Progress(stage="draw", step=0, steps=count))
     shape = to_pixels(dataset.sample(0).picture).shape
     pixels = np.lib.format.open_memmap(folder / _PIXELS, mode="w+", dtype=np.uint8, shape=(count, *shape))
     with (folder / _RECORDS).open("w", encoding="utf-8") as records:
@@ -74,6 +83,8 @@ def _write(dataset: Dataset, folder: Path, processes: int) -> None:
                 raise DataError(f"pictures of {drawn.shape[1:3]} and {shape[:2]} pixels: they must be of one size")
             pixels[first : first + len(drawn)] = drawn
             records.writelines(json.dumps(text) + "\n" for text in texts)
+            on_progress(Progress(stage="draw", step=first + len(drawn), steps=count))
+            cancellation.check()
     pixels.flush()
 
 

@@ -36,7 +36,7 @@ from sfumato.files import atomic_folder, write_text
 from sfumato.json_files import read_object
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipTextConfig
-from sfumato.progress import Cancellation, OnProgress, ignore
+from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.prompt.bpe_training import train_tokenizer
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.autoencoder import AutoencoderTask, AutoencoderTraining
@@ -88,7 +88,7 @@ class Pocket:
 
     With the model folder `start`, the stages that would make its latents and words aren't needed: those whose stage
     before isn't there start from it. The diffusion model sees `styles` only. `processes` draw scenes beforehand where
-    there are more than one.
+    there are more than one. Whatever takes long tells `on_progress`, and stops when `cancellation` is requested.
     """
 
     emoji: Path
@@ -101,17 +101,13 @@ class Pocket:
     encoded: int = 65_536  # scenes
     rendered: int = 65_536  # pictures drawn beforehand at most; 3 GB
     measured: int = 1024  # scenes that decide mean and deviation of the latents
+    cancellation: Cancellation = field(default_factory=Cancellation)
+    on_progress: OnProgress = ignore
 
-    def train(
-        self,
-        name: str,
-        *,
-        minutes: float | None = None,
-        cancellation: Cancellation | None = None,
-        on_progress: OnProgress = ignore,
-    ) -> Outcome:
+    def train(self, name: str, *, minutes: float | None = None) -> Outcome:
         """One stage, going on where it was stopped. `InvalidRequest` where the recipe has none of that name or, with a
-        model to start from, it would make other latents; `ModelNotFound` where the stage before isn't there."""
+        model to start from, it would make other latents; `ModelNotFound` where the stage before isn't there;
+        `Cancelled` where it was stopped while pictures were drawn or encoded, before the stage's first step."""
         lineage(self.recipe, name)
         if self._given is not None and name in lineage(self.recipe, LATENTS):
             raise InvalidRequest(
@@ -128,18 +124,11 @@ class Pocket:
             started_from=self._before(name),
             device=self.device,
             minutes=minutes,
-            cancellation=cancellation,
-            on_progress=on_progress,
+            cancellation=self.cancellation,
+            on_progress=self.on_progress,
         )
 
-    def train_all(
-        self,
-        *,
-        minutes: float | None = None,
-        shares: Mapping[str, float] | None = None,
-        cancellation: Cancellation | None = None,
-        on_progress: OnProgress = ignore,
-    ) -> bool:
+    def train_all(self, *, minutes: float | None = None, shares: Mapping[str, float] | None = None) -> bool:
         """All stages, or as many as fit into `minutes`; the next call goes on from there. Whether all are done.
 
         With `shares` of the minutes, each stage that hasn't begun gets the steps that fit into its own (`fit`).
@@ -151,8 +140,7 @@ class Pocket:
                 return False
             if minutes is not None and shares is not None:
                 self.fit(name, minutes * shares[name])
-            outcome = self.train(name, minutes=left, cancellation=cancellation, on_progress=on_progress)
-            if not outcome.finished:
+            if not self.train(name, minutes=left).finished:
                 return False
         return True
 
@@ -210,13 +198,20 @@ class Pocket:
             values = read_object(path)
             statistics = ChannelStatistics(torch.tensor(values["mean"]), torch.tensor(values["deviation"]))
         else:
-            scenes = autoencoder_scenes(self._emoji, self.recipe[LATENTS].training.run.seed + 1)
-            pictures = (scaled(to_bytes(scenes.sample(i).picture)) for i in range(self.measured))
-            statistics = channel_statistics(autoencoder.to(self.device), _batches(pictures, self.device))
+            statistics = channel_statistics(
+                autoencoder.to(self.device), _batches(self._measured_pictures(), self.device)
+            )
             values = {"mean": statistics.mean.tolist(), "deviation": statistics.deviation.tolist()}
             write_text(path, json.dumps(values, indent=1) + "\n")
         whiten(autoencoder.cpu(), statistics)
         return autoencoder
+
+    def _measured_pictures(self) -> Iterator[Tensor]:
+        scenes = autoencoder_scenes(self._emoji, self.recipe[LATENTS].training.run.seed + 1)
+        for i in range(self.measured):
+            self.on_progress(Progress(stage="samples", step=i, steps=self.measured))
+            self.cancellation.check()
+            yield scaled(to_bytes(scenes.sample(i).picture))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -249,6 +244,8 @@ class Pocket:
                 preparation=Preparation(width=SIDE, height=SIDE),
                 tokenizer=self.tokenizer,
                 workers=self.processes,
+                on_progress=self.on_progress,
+                cancellation=self.cancellation,
             )
         )
 
@@ -257,7 +254,13 @@ class Pocket:
         if self.processes == 1:
             return dataset
         some = Subset(dataset, range(min(len(dataset), self.rendered)))
-        return render(some, self.folder / "rendered" / name, processes=self.processes)
+        return render(
+            some,
+            self.folder / "rendered" / name,
+            processes=self.processes,
+            on_progress=self.on_progress,
+            cancellation=self.cancellation,
+        )
 
     @cached_property
     def _emoji(self) -> EmojiSet:

@@ -227,7 +227,7 @@ class _Loop:
 
     def run(self, deadline: float | None, on_progress: OnProgress) -> Outcome:
         config = self.run_config
-        on_progress(Progress(stage="train", step=self.state.step, steps=config.steps))
+        on_progress(Progress(stage="train", step=self.state.step, steps=config.steps, images=config.batch))
         self.state.module.train()
         saved_at = rated_at = time.monotonic()
         saved_step = rated_step = self.state.step
@@ -244,7 +244,7 @@ class _Loop:
             while len(pending) < _AHEAD and self.state.step + len(pending) < config.steps:
                 pending.append(self.loaders.submit(self._load, self.state.step + len(pending)))
             measured = self._step(self.world.together(pending.popleft().result))
-            on_progress(Progress(stage="train", step=self.state.step, steps=config.steps))
+            on_progress(Progress(stage="train", step=self.state.step, steps=config.steps, images=config.batch))
             if self.state.step % config.log_every == 0:
                 now = time.monotonic()
                 rate = (self.state.step - rated_step) * config.batch / max(now - rated_at, 1e-9)
