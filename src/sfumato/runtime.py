@@ -82,6 +82,11 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
+    return free_system_memory()
+
+
+def free_system_memory() -> int | None:
+    """`free_memory` of the CPU, told without torch."""
     limits = [left for left in (_available(), *_group_leaves()) if left is not None]
     return min(limits, default=None)
 

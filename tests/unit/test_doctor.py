@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sfumato import runtime
 from sfumato.doctor.finding import Finding
-from sfumato.doctor.machine import MachineFacts, machine_findings, physical_cores
+from sfumato.doctor.machine import MachineFacts, machine_facts, machine_findings, physical_cores
 from sfumato.doctor.software import extras
 from sfumato.doctor.storage import storage_findings
 from sfumato.weights.registry import Record, change_records
@@ -86,6 +87,14 @@ def test_what_could_be_better_is_said(about: str, changes: dict[str, object], wo
     finding = findings(**changes)[about]  # type: ignore[arg-type]
     assert finding.state == "advice"
     assert word in finding.advice
+
+
+def test_a_containers_limit_counts_as_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"max": str(3 * GIB), "current": str(2 * GIB), "stat": "inactive_file 0"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(runtime, "_GROUPS", (tuple(str(tmp_path / name) for name in files),))
+    assert machine_facts().free == GIB
 
 
 def test_torch_that_asks_for_huge_pages_gets_them() -> None:

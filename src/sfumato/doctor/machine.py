@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.doctor.finding import Finding, advice, ok
+from sfumato.runtime import free_system_memory
 
 _ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 _GIB = 2**30
@@ -38,7 +39,7 @@ class MachineFacts:
 
 def machine_facts() -> MachineFacts:
     """Of this machine and process."""
-    cpuinfo, memory = _text("/proc/cpuinfo"), _text("/proc/meminfo")
+    cpuinfo = _text("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.*)", cpuinfo)
     affinity = getattr(os, "sched_getaffinity", None)
     load: float | None = None
@@ -50,8 +51,8 @@ def machine_facts() -> MachineFacts:
         usable=len(affinity(0)) if affinity is not None else os.cpu_count() or 1,
         quota=_quota(_text("/sys/fs/cgroup/cpu.max")),
         load=load,
-        memory=_kilobytes(memory, "MemTotal"),
-        free=_kilobytes(memory, "MemAvailable"),
+        memory=_kilobytes(_text("/proc/meminfo"), "MemTotal"),
+        free=free_system_memory(),
         huge_pages=_text("/sys/kernel/mm/transparent_hugepage/enabled"),
         loaded=_text("/proc/self/maps"),
         environment=os.environ,
