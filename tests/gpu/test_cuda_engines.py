@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
 from sfumato.engines.catalog import start
+from sfumato.engines.fused import FusedGroupNorm, why_not
+from sfumato.nn.norm import GroupNormSiLU
 
 pytestmark = pytest.mark.gpu
 
@@ -27,3 +31,22 @@ def test_engines_match_the_modules(name: str, dtype: torch.dtype, most: float) -
         assert relative(found.float().cpu(), module(x, t, context)) <= most
     latents = gaussian(1, 4, 8, 8)
     assert relative(engine.decode(latents.to("cuda", dtype)).float().cpu(), pictures.decode(latents)) <= most
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((2, 320, 64, 64), 32), ((2, 2560, 8, 8), 32), ((1, 128, 512, 512), 32), ((3, 12, 9, 7), 4)]
+)
+@torch.inference_mode()
+def test_fused_norms_match_torch(shape: tuple[int, ...], groups: int, dtype: torch.dtype, most: float) -> None:
+    assert why_not("cuda") == ""
+    x = (gaussian(*shape) * 3 + 50).to("cuda", dtype, memory_format=torch.channels_last)
+    for kind in (nn.GroupNorm, GroupNormSiLU):
+        norm = kind(groups, shape[1]).to("cuda", dtype)
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        expected = F.group_norm(x.double(), groups, norm.weight.double(), norm.bias.double(), norm.eps)
+        found = FusedGroupNorm(norm)(x)
+        assert found.dtype is dtype
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert relative(found, F.silu(expected) if kind is GroupNormSiLU else expected) <= most

@@ -128,10 +128,16 @@ def _compile(unet: UNet, autoencoder: Autoencoder) -> Engine:
 
 
 def _graph(unet: UNet, autoencoder: Autoencoder) -> Engine:
+    from sfumato.engines.fused import fused_twin
+    from sfumato.engines.fused import why_not as why_not_fused
+
     device = unet.conv_in.weight.device.type
     if device != "cuda":
         raise _CannotError(f"it is for CUDA devices, the model is on {device}")
-    return _graphed("graph", unet, autoencoder)
+    if reason := why_not_fused(device):
+        logger.warning("engine graph: %s; torch's own GroupNorm runs instead, slower", reason)
+        return _graphed("graph", unet, autoencoder)
+    return _graphed("graph", fused_twin(unet), fused_twin(autoencoder))
 
 
 def _graphed(name: str, unet: UNet, autoencoder: Autoencoder) -> Engine:

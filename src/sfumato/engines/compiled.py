@@ -3,13 +3,13 @@ transformers costs the compilation of four. Shapes are static: another size of p
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from sfumato.engines.twin import twin_of
 from sfumato.models.autoencoder import PixelAttention
 from sfumato.models.unet import SpatialTransformer
 from sfumato.nn.resnet import ResnetBlock
@@ -26,8 +26,7 @@ def compiled_twin(network: Network, *, backend: str = "inductor", mode: str | No
     The network itself stays as it is: other engines and hooks see no compiled code. `backend` and `mode` are
     torch.compile's.
     """
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    twin = copy.deepcopy(network, shared)
+    twin = twin_of(network)
     for block in twin.modules():
         if isinstance(block, _REGIONS):
             block.compile(fullgraph=True, dynamic=False, backend=backend, mode=mode, recompile_limit=_SHAPES)

@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.engines.members import members
@@ -142,5 +141,5 @@ def approximate(unet: UNet, latents: Tensor, timesteps: Tensor, context: Tensor,
     """`UNet.forward` with shortcuts."""
     layers = ModuleLayers(unet.time_embedding(timesteps), context, shortcuts.merging, finest_attending(unet))
     x = walk(unet, layers, unet.conv_in(latents), shortcuts)
-    out: Tensor = unet.conv_out(F.silu(unet.conv_norm_out(x)))
+    out: Tensor = unet.conv_out(unet.conv_norm_out(x))
     return out

@@ -24,6 +24,7 @@ from sfumato.models.published import (
     require_values,
 )
 from sfumato.nn.attention import attention
+from sfumato.nn.norm import GroupNormSiLU
 from sfumato.nn.resnet import ResnetBlock
 from sfumato.weights.mapper import Layout
 
@@ -224,7 +225,7 @@ class Encoder(nn.Module):
             Level(c[max(i - 1, 0)], c[i], config.layers_per_block, groups, down=i < last) for i in range(len(c))
         )
         self.mid_block = MidBlock(c[-1], groups)
-        self.conv_norm_out = nn.GroupNorm(groups, c[-1], eps=_EPS)
+        self.conv_norm_out = GroupNormSiLU(groups, c[-1], eps=_EPS)
         self.conv_out = nn.Conv2d(c[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -232,7 +233,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        out: Tensor = self.conv_out(self.conv_norm_out(self.mid_block(x)))
         return out
 
 
@@ -245,7 +246,7 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList(
             Level(c[max(i - 1, 0)], c[i], config.layers_per_block + 1, groups, up=i < last) for i in range(len(c))
         )
-        self.conv_norm_out = nn.GroupNorm(groups, c[-1], eps=_EPS)
+        self.conv_norm_out = GroupNormSiLU(groups, c[-1], eps=_EPS)
         self.conv_out = nn.Conv2d(c[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(self.conv_norm_out(x))
         return out
 
 

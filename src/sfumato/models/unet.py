@@ -19,6 +19,7 @@ from sfumato.errors import InvalidConfig
 from sfumato.models.published import divisible, flags, positive, require_fields, require_list, require_values
 from sfumato.nn.attention import attention
 from sfumato.nn.embeddings import timestep_embedding
+from sfumato.nn.norm import GroupNormSiLU
 from sfumato.nn.resnet import ResnetBlock
 from sfumato.nn.token_merging import Matching, Merging
 from sfumato.weights.mapper import Layout
@@ -392,7 +393,7 @@ class UNet(nn.Module):
         self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
         self.mid_block = MidBlock(config)
         self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
-        self.conv_norm_out = nn.GroupNorm(config.norm_groups, c[0], eps=1e-5)
+        self.conv_norm_out = GroupNormSiLU(config.norm_groups, c[0], eps=1e-5)
         self.conv_out = nn.Conv2d(c[0], config.out_channels, 3, padding=1)
 
     def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
@@ -405,7 +406,7 @@ class UNet(nn.Module):
         x = self.mid_block(skips[-1], time, context)
         for up in self.up_blocks:
             x = up(x, skips, time, context)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(self.conv_norm_out(x))
         return out
 
 

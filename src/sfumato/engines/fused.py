@@ -1,0 +1,55 @@
+"""Networks whose GroupNorms, with the SiLU behind most of them, are one Triton kernel on channels-last maps."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.engines.twin import twin_of
+from sfumato.nn.norm import GroupNormSiLU
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class FusedGroupNorm(nn.Module):
+    """Computes what a `GroupNorm` or `GroupNormSiLU` does, whose weights it shares; the map comes out channels last."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps, self.silu = norm.num_groups, norm.eps, isinstance(norm, GroupNormSiLU)
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        from sfumato.engines.triton_norm import group_norm
+
+        with torch.cuda.device(x.get_device()):  # Triton launches on the current one; -1, the CPU's, is none
+            return group_norm(x, self.weight, self.bias, groups=self.groups, eps=self.eps, silu=self.silu)
+
+
+def fused_twin(network: Network) -> Network:
+    """A copy of a network that shares its weights and whose GroupNorms are fused. The network itself stays as it is."""
+    twin = twin_of(network)
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, FusedGroupNorm(child))
+    return twin
+
+
+@functools.cache
+def why_not(device: str) -> str:
+    """The reason nothing can be fused on a device here, "" where it can: a small norm is tried."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return "the package triton isn't installed"
+    norm = FusedGroupNorm(GroupNormSiLU(1, 4)).to(device)
+    try:
+        norm(torch.zeros(1, 4, 2, 2, device=device))
+    except (TritonError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        return f"Triton fails here: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}"
+    return ""
