@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sfumato import load_pipeline
+from sfumato.errors import NumericalError
 from sfumato.pictures.pixels import psnr
+from sfumato.progress import Progress
 from sfumato.train.trainer import train
 from train_toy import ToyTask, toy_config
 
@@ -39,6 +41,36 @@ def test_samplers_draw_the_same_noise_on_both(sampler: str) -> None:
         for device in ("cpu", "cuda")
     ]
     assert psnr(pictures[1], pictures[0]) > 40.0
+
+
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+@pytest.mark.parametrize("sampler", ["plms", "euler_ancestral", "dpmpp_2m_sde"])
+def test_no_step_waits_for_the_device(sampler: str, engine: str) -> None:
+    """From the first step, in which graphs are recorded, to the last: torch raises where it would wait."""
+    pipe = load_pipeline("pocket", device="cuda", dtype="float16", engine=engine, safety="off", watermark=False)
+    steps, seen = 6, []
+
+    def forbid(event: Progress) -> None:
+        if event.stage == "denoise":
+            seen.append(event.step)
+            torch.cuda.set_sync_debug_mode("error" if event.step < steps else "default")
+
+    try:
+        pipe.generate(PROMPTS[0], steps=steps, sampler=sampler, on_progress=forbid)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert seen[-1] == steps
+
+
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+@pytest.mark.parametrize("part", ["unet", "autoencoder"])
+def test_nan_is_found_and_named(part: str, engine: str) -> None:
+    pipe = load_pipeline("pocket", device="cuda", dtype="float32", engine=engine, safety="off", watermark=False)
+    layer = {"unet": "up_blocks.0.resnets.0.conv1", "autoencoder": "decoder.mid_block.resnets.1.conv2"}[part]
+    with torch.no_grad():
+        getattr(pipe.model, part).get_submodule(layer).weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(NumericalError, match=rf"first in its layer {layer}\b"):
+        pipe.generate(PROMPTS[0], steps=3)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato.diffusion.integration import Noise
+from sfumato.diffusion.noise import placed
 from sfumato.runtime import require
 
 _DEPTH = 32
@@ -76,7 +77,7 @@ def brownian_noise(seeds: Sequence[int], like: Tensor, sigma_min: float, sigma_m
     def noise(sigma: float, sigma_next: float) -> Tensor:
         start, end = (min(max((math.log(s) - low) / span, 0.0), 1.0) for s in (sigma, sigma_next))
         scale = 1.0 / math.sqrt(abs(start - end))
-        return torch.stack([(path(start) - path(end)) * scale for path in paths]).to(like)
+        return placed(torch.stack([(path(start) - path(end)) * scale for path in paths]), like)
 
     return noise
 
@@ -98,6 +99,6 @@ def torchsde_noise(seeds: Sequence[int], like: Tensor, sigma_min: float, sigma_m
         start, end = torch.tensor(sigma_next), torch.tensor(sigma)
         # k-diffusion asks from high σ to low and takes the increment with the sign of that direction
         drawn = torch.stack([-tree(max(low, float(start)), min(high, float(end))) for tree in trees])
-        return (drawn / (end - start).abs().sqrt()).to(like)
+        return placed(drawn / (end - start).abs().sqrt(), like)
 
     return noise

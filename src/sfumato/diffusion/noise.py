@@ -74,6 +74,14 @@ def white_noise(draw: Draw, like: Tensor) -> Noise:
     """Independent noise for every step, shaped and placed as `like`."""
 
     def noise(sigma: float, sigma_next: float) -> Tensor:
-        return draw(tuple(like.shape)).to(like)
+        return placed(draw(tuple(like.shape)), like)
 
     return noise
+
+
+def placed(numbers: Tensor, like: Tensor) -> Tensor:
+    """CPU numbers with the device and dtype of `like`. A CUDA device isn't waited for: from pinned memory the copy
+    takes its turn among what is still to be done there."""
+    if like.device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(like, non_blocking=True)

@@ -20,7 +20,7 @@ from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import mask_to_latents
 from sfumato.pipeline.conditioning import Conditioning, answers
 from sfumato.pipeline.model import Model
-from sfumato.pipeline.nan_guard import check_finite
+from sfumato.pipeline.nan_guard import Check, guarding
 from sfumato.pipeline.request import Request, upscaled
 
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -151,15 +151,16 @@ def _sample(
         elif original is not None:
             inpaint = keep_known(request.profile, latents=original, mask=latent_mask, noise=noise, draw=batch.draw)
     step_noise = sampling.step_noise(plan, batch.draw, batch.brownian_seeds, x) if plan.draws_noise else None
-    return sampling.run(
-        plan,
-        guarded_predict(model, batch.conditioning, request, extra),
-        x,
-        prediction=model.prediction,
-        noise=step_noise,
-        on_step=on_step,
-        inpaint=inpaint,
-    )
+    with guarding("the UNet", model.unet, model.device) as check:
+        return sampling.run(
+            plan,
+            _guarded_predict(model, batch.conditioning, request, extra, check),
+            x,
+            prediction=model.prediction,
+            noise=step_noise,
+            on_step=on_step,
+            inpaint=inpaint,
+        )
 
 
 def make_plan(model: Model, request: Request, strength: float | None = None) -> sampling.Plan:
@@ -183,10 +184,10 @@ def make_plans(model: Model, request: Request) -> tuple[sampling.Plan, ...]:
     return (first, make_plan(model, request, request.upscale_strength)) if request.upscale > 1.0 else (first,)
 
 
-def guarded_predict(
-    model: Model, conditioning: Conditioning, request: Request, extra_channels: Tensor | None = None
+def _guarded_predict(
+    model: Model, conditioning: Conditioning, request: Request, extra_channels: Tensor | None, check: Check
 ) -> Predict:
-    """The guided UNet as samplers call it; NaN or infinity in an answer is an error that names the layer."""
+    """The guided UNet as samplers call it, each answer checked."""
 
     scale = request.guidance_scale
     assert scale is not None, "the request was not resolved"
@@ -205,7 +206,7 @@ def guarded_predict(
     def guarded(x_in: Tensor, t: float, sigma: float) -> Tensor:
         answer = predict(x_in, t, sigma)
         # The layer is looked for in the modules themselves: other engines don't call them.
-        check_finite(answer, "the UNet", model.unet, lambda: guided(_eagerly(model))(x_in, t, sigma))
+        check(answer, lambda: guided(_eagerly(model))(x_in, t, sigma))
         return answer
 
     return guarded
@@ -258,8 +259,9 @@ def _encode(batch: Batch, picture: Tensor) -> Tensor:
 def encode(model: Model, picture: Tensor, draw: Draw, count: int = 1) -> Tensor:
     """Scaled latents (count, C, h, w) of a picture (1 or count, 3, H, W) in [-1, 1]: a sample of the posterior each."""
     pixels = picture.to(model.device, model.dtype)
-    posterior = model.engine.encode(pixels)
-    check_finite(posterior.mean, "the autoencoder", model.autoencoder, lambda: model.autoencoder.encode(pixels))
+    with guarding("the autoencoder", model.autoencoder, model.device) as check:
+        posterior = model.engine.encode(pixels)
+        check(posterior.mean, lambda: model.autoencoder.encode(pixels))
     noise = draw((count, *posterior.mean.shape[1:])).to(posterior.mean)
     return posterior.sample(noise).float() * model.autoencoder.config.scaling_factor
 
@@ -268,9 +270,11 @@ def decode(model: Model, latents: Tensor) -> Tensor:
     """Scaled latents (B, C, h, w) → pictures (B, 3, H, W) float32, about [-1, 1]; one by one, to bound the memory."""
     unscaled = (latents / model.autoencoder.config.scaling_factor).to(model.dtype)
 
-    def decode_one(one: Tensor) -> Tensor:
-        image = model.engine.decode(one)
-        check_finite(image, "the autoencoder", model.autoencoder, lambda: model.autoencoder.decode(one))
-        return image.float()
+    with guarding("the autoencoder", model.autoencoder, model.device) as check:
 
-    return torch.cat([decode_one(one) for one in unscaled.chunk(len(unscaled))])
+        def decode_one(one: Tensor) -> Tensor:
+            image = model.engine.decode(one)
+            check(image, lambda: model.autoencoder.decode(one))
+            return image.float()
+
+        return torch.cat([decode_one(one) for one in unscaled.chunk(len(unscaled))])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +18,71 @@ from sfumato.errors import NumericalError
 _SEARCHING = threading.Lock()
 
 
-def check_finite(value: Tensor, what: str, module: nn.Module, run: Callable[[], object]) -> None:
-    """Raise `NumericalError` if `value`, which `module` computed, holds NaN or infinity.
+# Answers that a device may be ahead of the one that is judged. A CUDA device goes on with the next while the host reads
+# of the last: it is never waited for with nothing left to do, and never more than two answers ahead.
+_AHEAD: Mapping[str, int] = {"cuda": 1}
 
-    The message names the first layer that made it, found by computing once more (`run`) and watching every layer.
+Check = Callable[[Tensor, Callable[[], object]], None]
+"""`check(value, run)`: `value` is what the guarded module computed, and `run` computes it once more."""
+
+
+@contextmanager
+def guarding(what: str, module: nn.Module, device: torch.device) -> Iterator[Check]:
+    """A check of every answer of `module`. Raises `NumericalError` if one holds NaN or infinity: on a CPU at once, on
+    CUDA when the next one is checked, or at the end.
+
+    The message names the first layer that made it, found by computing once more and watching every layer.
     """
-    if bool(torch.isfinite(value).all()):
-        return
-    layer = _first_bad_layer(module, run)
+    pending: deque[_Answer] = deque()
+
+    def settle(left: int = 0) -> None:
+        while len(pending) > left:
+            answer = pending.popleft()
+            if not answer.finite():
+                pending.clear()  # what was computed from it is no news
+                _blame(what, module, answer)
+
+    def check(value: Tensor, run: Callable[[], object]) -> None:
+        pending.append(_Answer(finiteness(value), value.dtype, run))
+        settle(_AHEAD.get(device.type, 0))
+
+    try:
+        yield check
+    except NumericalError:  # a sampler that looks at its numbers may have met them first
+        settle()
+        raise
+    settle()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    finite: Callable[[], bool]
+    dtype: torch.dtype
+    run: Callable[[], object]
+
+
+def finiteness(value: Tensor) -> Callable[[], bool]:
+    """Whether all of a tensor is finite, when it is asked for. From CUDA the answer is then on its way: asking waits
+    for the work up to here, not for what was begun since."""
+    flag = torch.isfinite(value).all()
+    if flag.device.type != "cuda":
+        return lambda: bool(flag)
+    told = torch.empty((), dtype=torch.bool, pin_memory=True)
+    told.copy_(flag, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record(torch.cuda.current_stream(flag.device))
+
+    def read() -> bool:
+        arrived.synchronize()
+        return bool(told)
+
+    return read
+
+
+def _blame(what: str, module: nn.Module, answer: _Answer) -> NoReturn:
+    layer = _first_bad_layer(module, answer.run)
     where = f"first in its layer {layer}" if layer else "in what it was given"
-    advice = "use dtype float32" if value.dtype != torch.float32 or _halved(module) else "verify the model's file"
+    advice = "use dtype float32" if answer.dtype != torch.float32 or _halved(module) else "verify the model's file"
     raise NumericalError(f"{what} gave NaN or infinity, {where}: {advice} (sfumato models verify checks a model)")
 
 
