@@ -13,7 +13,7 @@ help:
 	@echo "make test    the whole test suite (and make check)"
 	@echo "make check   format, lint, types, layers"
 	@echo "make bench   the benchmarks of benchmarks/, on this machine"
-	@echo "make card    the embedded model's README.md anew, from its weights and card.toml"
+	@echo "make card    the embedded model's README.md anew, from its weights, card.toml and scores.json"
 	@echo "make peers   compare the metrics with torch-fidelity, clean-fid, torchmetrics… in an environment of their own"
 	@echo "make gpu-test   the tests that need a GPU, with this machine's own python3 and torch: no environment, no download"
 	@echo "make gpu-bench  those tests, then the speed beside diffusers eager and compiled, into GPU_JSON=; under 8 minutes"

@@ -109,6 +109,20 @@ def test_a_published_model_that_was_pulled_has_its_facts(cli: Cli, folder: Path)
     assert "another shape" in shown.err
 
 
+def test_a_card_with_the_evaluation_of_other_weights_says_so(cli: Cli, folder: Path) -> None:
+    cell = {"guidance_scale": 3.0, "pictures": 9, "scores": {"clip-score": {"value": 0.25}}}
+    scores = {"protocol": "pocket", "cells": [cell], "made_with": {"m": {"model_sha256": "0" * 64}}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    shown = cli("card", "pocket", "--evaluation", "scores.json", "--plot", "curves.png", "--out", "CARD.md")
+    assert shown.code == 0
+    assert "of other weights than those of pocket" in shown.err
+    assert "CARD.md refers to curves.png" in shown.err
+    shutil.copytree(POCKET, folder / "brought")
+    (folder / "scores.json").rename(folder / "brought" / "scores.json")
+    brought = cli("card", "./brought")
+    assert "| 3 | 9 | 0.25 |" in brought.lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

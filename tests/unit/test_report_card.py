@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from sfumato.errors import InvalidConfig, InvalidRequest, ModelNotFound, OutputError
+from sfumato.errors import InvalidConfig, InvalidRequest, OutputError
 from sfumato.report.card import make_card, metadata, write_card
-from sfumato.report.card_evaluation import read_evaluation
+from sfumato.report.card_evaluation import evaluation_in, read_evaluation
 from sfumato.report.card_facts import (
     FACTS,
     README,
@@ -80,7 +80,9 @@ def row(table: str, name: str) -> list[str]:
 
 def test_the_packaged_card_is_what_the_command_writes() -> None:
     """After new weights or facts: `make card`."""
-    assert make_card(read_traits(POCKET), facts_in(POCKET), call="pocket") == (POCKET / README).read_text("utf-8")
+    evaluation, plot = evaluation_in(POCKET)
+    card = make_card(read_traits(POCKET), facts_in(POCKET), call="pocket", evaluation=evaluation, plot=plot)
+    assert card == (POCKET / README).read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, None])
@@ -100,6 +102,7 @@ def test_the_hubs_library_changes_nothing(
     assert isinstance(card.data, ModelCardData)
     assert card.data.to_dict() == metadata(facts, traits, evaluation)
     if evaluated:
+        assert card.data.model_name == (facts.name or "unnamed")
         found = {(result.metric_type, result.metric_value) for result in card.data.eval_results or []}
         assert {("kid/efficientnet", 0.015), ("kid/efficientnet", 0.07), ("clip-score", 0.25)} <= found
 
@@ -297,8 +300,40 @@ def test_an_evaluation_is_shown_with_its_intervals(traits: ModelTraits, tmp_path
     assert read_evaluation(tmp_path) == read_evaluation(tmp_path / "scores.json")
     card = make_card(traits, CardFacts(), evaluation=read_evaluation(tmp_path), plot="a b.svg")
     text = section(card, "Evaluation")
-    assert "protocol pocket; in brackets 95% intervals" in text and "(<a b.svg>)" in text
-    assert row(text, "final") == ["final", "plms", "50", "1.5", "500", "0.015 (0.005 to 0.1)", "0.25"]
+    assert "(<a b.svg>)" in text
+    assert "pocket, model final, sampler plms, steps 50; in brackets" in text  # what differs is in the table
+    assert row(text, "guidance") == ["guidance", "pictures", "KID (efficientnet)", "CLIP score"]
+    assert row(text, "1.5") == ["1.5", "500", "0.015 (0.005 to 0.1)", "0.25"]
+
+
+def test_an_evaluation_says_what_its_numbers_rest_on(traits: ModelTraits, tmp_path: Path) -> None:
+    judge = {"name": "clip", "file": "judge.bin", "sha256": "c" * 64, "resize": "none"}
+    told = {
+        "run": {"prompts": 1, "prompts_sha256": "a" * 64, "seed": 3},
+        "reference": {"pictures": 500, "sha256": "b" * 64},
+        "networks": [judge],
+        "dimensions": {"clip": 16},
+        "notes": ["Unlike the protocol: steps 5."],
+        "made_with": {"final": {"model_sha256": "d" * 64}},
+    }
+    (tmp_path / "scores.json").write_text(json.dumps(RESULT | told))
+    (tmp_path / "curves.svg").write_text("")
+    evaluation, plot = evaluation_in(tmp_path)
+    assert evaluation is not None
+    text = section(make_card(traits, CardFacts(), evaluation=evaluation, plot=plot), "Evaluation")
+    for line in (
+        f"- 1 prompt, in a list of SHA-256 `{'a' * 64}`; prompt i has seed 3 + i.",
+        f"- Distances are to 500 pictures of SHA-256 `{'b' * 64}`.",
+        f"- Judged by clip: judge.bin, SHA-256 `{'c' * 64}`.",
+        "- Features: 16 of clip.",
+        "- Unlike the protocol: steps 5.",
+        "![the evaluation's curve](<curves.svg>)",
+    ):
+        assert line in text.splitlines()
+    assert evaluation.models == {"d" * 64}
+    for absent in told:  # what another program left out, or wrote otherwise, is not shown
+        (tmp_path / "scores.json").write_text(json.dumps(RESULT | told | {absent: None}))
+        assert len(read_evaluation(tmp_path).basis) == 5 - (absent != "made_with")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +351,7 @@ def test_a_result_of_something_else_is_refused(result: object, message: str, tmp
     (tmp_path / "result.json").write_text(json.dumps(result))
     with pytest.raises(InvalidConfig, match=message):
         read_evaluation(tmp_path / "result.json")
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(InvalidRequest, match=r"none\.json isn't there: `sfumato evaluate score` writes it"):
         read_evaluation(tmp_path / "none.json")
 
 

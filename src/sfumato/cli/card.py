@@ -36,10 +36,20 @@ def card(
     ] = None,
     evaluation: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="An evaluation's folder, or its scores.json.", show_default=False),
+        typer.Option(
+            metavar="PATH",
+            help="An evaluation's folder, or its scores.json. [dim]\\[that of the model's folder][/dim]",
+            show_default=False,
+        ),
     ] = None,
     plot: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A picture of it, to refer to.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="A picture of it, to refer to: from where the card will be, or an address. "
+            "[dim]\\[curves.png or .svg of the model's folder][/dim]",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -59,7 +69,7 @@ def card(
     sfumato card pocket --out README.md
     """
     from sfumato.report.card import SOMEWHERE, make_card
-    from sfumato.report.card_evaluation import read_evaluation
+    from sfumato.report.card_evaluation import evaluation_in, read_evaluation
     from sfumato.report.card_facts import README
     from sfumato.report.card_model import read_traits
     from sfumato.weights.store import resolve
@@ -67,12 +77,19 @@ def card(
     location = resolve(model, offline=True)
     traits = read_traits(location.path)
     known = _facts(facts, location, traits)
+    found, picture = evaluation_in(location.path) if location.path.is_dir() else (None, None)
+    if evaluation is not None:
+        found, picture = read_evaluation(evaluation), None
+    if found is not None and found.models and traits.sha256 not in found.models:
+        logger.warning("the evaluation is of other weights than those of %s", location.name)
+    if plot is not None and "://" not in plot and out is not None and not (out.parent / plot).is_file():
+        logger.warning("%s refers to %s, which isn't there as seen from its folder", out, plot)
     text = make_card(
         traits,
         replace(known, name=known.name or location.name),
         call=location.hub_id or (location.name if location.source == "embedded" else SOMEWHERE),
-        evaluation=None if evaluation is None else read_evaluation(evaluation),
-        plot=plot,
+        evaluation=found,
+        plot=plot or picture,
     )
     if check:
         _check(text, out or location.path / README, as_json)

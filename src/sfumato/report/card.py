@@ -16,6 +16,7 @@ from sfumato.report.card_evaluation import Evaluation
 from sfumato.report.card_facts import FACTS, README, CardFacts, write_facts
 from sfumato.report.card_model import ModelTraits, read_traits
 from sfumato.report.card_published import misuse_of_any
+from sfumato.report.evaluation.curves import title
 
 SOMEWHERE = "path/to/the/model"  # in code samples, for a model that has no name others would know
 
@@ -108,9 +109,8 @@ def _model_index(name: str, evaluation: Evaluation) -> list[dict[str, Any]]:
     for point in evaluation.points:
         setting = ", ".join(f"{key} {value}" for key, value in point.settings.items())
         for metric, measured in point.metrics.items():
-            metrics.append(
-                {"type": metric, "value": measured.value, "name": f"{metric} at {setting or 'its defaults'}"}
-            )
+            told = f"{title(metric)} at {setting or 'its defaults'}"
+            metrics.append({"type": metric, "value": float(f"{measured.value:.6g}"), "name": told})
     task, dataset = {"type": "text-to-image"}, {"name": evaluation.protocol, "type": "prompts"}
     return [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
 

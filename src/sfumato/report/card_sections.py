@@ -11,6 +11,7 @@ from sfumato.report.card_facts import SCRATCH, CardFacts, EmissionFacts, Trainin
 from sfumato.report.card_model import ModelTraits
 from sfumato.report.emissions import Estimate, equivalents, estimate, mass, rounded
 from sfumato.report.emissions_tables import Source
+from sfumato.report.evaluation.curves import title
 
 UNKNOWN = "unknown"
 _CITATIONS = Path(__file__).parent / "facts" / "citations.bib"
@@ -137,24 +138,34 @@ def evaluation(facts: CardFacts, found: Evaluation | None, plot: str | None) -> 
         rows = [(f"{p.guidance_scale:g}", f"{p.clip_score:.4f}", f"{p.fid:.2f}") for p in facts.curve]
         blocks += ["Published:", _table(("guidance", "CLIP score", "FID"), rows)]
     if found is not None:
-        settings = list(dict.fromkeys(name for point in found.points for name in point.settings))
-        metrics = list(dict.fromkeys(name for point in found.points for name in point.metrics))
-        rows_found = [
-            (
-                *(point.settings.get(name, "") for name in settings),
-                "" if point.pictures is None else f"{point.pictures:,}",
-                *(str(point.metrics[name]) if name in point.metrics else "" for name in metrics),
-            )
-            for point in found.points
-        ]
-        intervals = "" if found.level is None else f"; in brackets {found.level:.0%} intervals by bootstrap"
-        blocks += [
-            f"Measured by `sfumato evaluate`, protocol {_cell(found.protocol)}{intervals}:",
-            _table((*settings, "pictures", *metrics), rows_found),
-        ]
+        blocks += _measured(found)
     if plot:
         blocks.append(f"![the evaluation's curve](<{plot}>)")
     return "\n\n".join(block for block in blocks if block) or f"How well it does is {UNKNOWN}."
+
+
+def _measured(found: Evaluation) -> list[str]:
+    """A table of the points, what all of them share before it, what the numbers rest on after it."""
+    settings = dict.fromkeys(name for point in found.points for name in point.settings)
+    values = {name: {point.settings.get(name, "") for point in found.points} for name in settings}
+    alike = {name: next(iter(seen)) for name, seen in values.items() if len(seen) == 1 and len(found.points) > 1}
+    varying = [name for name in settings if name not in alike]
+    metrics = list(dict.fromkeys(name for point in found.points for name in point.metrics))
+    rows = [
+        (
+            *(point.settings.get(name, "") for name in varying),
+            "" if point.pictures is None else f"{point.pictures:,}",
+            *(str(point.metrics[name]) if name in point.metrics else "" for name in metrics),
+        )
+        for point in found.points
+    ]
+    shared = "".join(f", {name} {_cell(value)}" for name, value in alike.items())
+    intervals = "" if found.level is None else f"; in brackets {found.level:.0%} intervals by bootstrap"
+    return [
+        f"Measured by `sfumato evaluate`, protocol {_cell(found.protocol)}{shared}{intervals}:",
+        _table((*varying, "pictures", *map(title, metrics)), rows),
+        _list(found.basis),
+    ]
 
 
 def emissions(facts: CardFacts) -> str:

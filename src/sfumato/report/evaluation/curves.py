@@ -60,18 +60,23 @@ def curves(document: Mapping[str, Any], x: str, y: str) -> dict[str, list[CurveP
     return {name: sorted(points, key=lambda point: point.guidance_scale) for name, points in found.items()}
 
 
+_KINDS = {
+    "frechet": "Fréchet distance",
+    "frechet-infinity": "Fréchet distance at N → ∞",
+    "kid": "KID",
+    "cmmd": "CMMD",
+    "clip-score": "CLIP score",
+}
+_FID = {"frechet": "FID", "frechet-infinity": "FID∞"}
+
+
 def title(metric: str) -> str:
     """A metric's name for people: what it is and on which features."""
     kind, _, space = metric.partition("/")
-    words = {"frechet": "Fréchet distance", "frechet-infinity": "Fréchet distance at N → ∞", "kid": "KID"}
-    if kind == "clip-score":
-        return "CLIP score"
-    if kind == "cmmd":
-        return "CMMD"
+    word = _KINDS.get(kind, kind)
     if space.startswith("inception/"):
-        fid = {"frechet": "FID", "frechet-infinity": "FID∞", "kid": "KID"}[kind]
-        return f"{fid} ({space.removeprefix('inception/')})"
-    return f"{words[kind]} ({space})"
+        return f"{_FID.get(kind, word)} ({space.removeprefix('inception/')})"
+    return f"{word} ({space})" if space else word
 
 
 def _word(key: str, value: Any) -> str:
