@@ -73,3 +73,10 @@ CLIP = {
         "patch_size": 8,
     },
 }
+
+# The same for open_clip, whose tokenizer is CLIP's own and so the vocabulary v1's.
+OPEN_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 40, "head_width": 20, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -21,6 +21,9 @@ from sfumato.weights.checkpoint import find_weights, open_checkpoint
 from sfumato.weights.mapper import fill, match
 
 _BATCH = 64
+
+Prepare = Callable[[Image.Image, int], Tensor]
+"""A picture and a side → normalised pixels (3, side, side)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +47,12 @@ class Retriever:
         return cls(model=model, tokenizer=Tokenizer.from_folder(folder))
 
     @torch.inference_mode()
-    def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Embeddings of length 1, (N, D) on the CPU."""
+    def pictures(self, pictures: Sequence[Image.Image], *, prepare: Prepare = preprocess) -> Tensor:
+        """Embeddings of length 1, (N, D) on the CPU. `prepare` brings each picture to the model's size."""
         size, device = self.model.config.vision.image_size, self.model.logit_scale.device
         found = [
             self.model.embed_pictures(
-                torch.stack([preprocess(picture, size) for picture in pictures[i : i + _BATCH]]).to(device)
+                torch.stack([prepare(picture, size) for picture in pictures[i : i + _BATCH]]).to(device)
             ).cpu()
             for i in range(0, len(pictures), _BATCH)
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_from_prompts_to_a_page(cli: Cli, folder: Path) -> None:
     random_clip(folder / "clip")
     scored = cli(
         "evaluate", "score", "out", "--clip", "clip", "--reference", "out/pictures/pocket-g2-plms-2",
-        "--resamples", "10", "--json",
+        "--preference", "clip", "--resamples", "10", "--json",
     )  # fmt: skip
     assert scored.code == 0, scored.err
     cells = json.loads(scored.out)["cells"]
@@ -59,6 +60,14 @@ def test_from_prompts_to_a_page(cli: Cli, folder: Path) -> None:
     assert cells[0]["scores"]["cmmd"]["value"] == pytest.approx(0.0, abs=1e-9)
     assert cells[1]["scores"]["cmmd"]["value"] > 0.0
     assert -1.0 <= cells[0]["scores"]["clip-score"]["value"] <= 1.0
+
+    # the scale of the judge, here e, is the only difference to its CLIP score
+    for cell in cells:
+        expected = math.e * cell["scores"]["clip-score"]["value"]
+        assert cell["scores"]["preference/clip"]["value"] == pytest.approx(expected, rel=1e-5)
+    assert sum(cell["scores"]["preferred/clip"]["value"] for cell in cells) == pytest.approx(1.0)
+    alone = cli("evaluate", "score", "out", "--preference", "clip", "--preference", "./clip")
+    assert "two of --preference have one name" in alone.errors[0]
 
     assert cli("evaluate", "plot", "out", "-o", "c.png", "--no-published").code == 0
     assert (folder / "c.png").read_bytes().startswith(b"\x89PNG")

@@ -30,7 +30,7 @@ from sfumato.report.evaluation.plotting import plot
 from sfumato.report.evaluation.prompts import Prompt, pinned
 from sfumato.report.evaluation.protocols import Protocol
 from sfumato.report.evaluation.reference import Reference, read_folder, read_moments
-from sfumato.report.evaluation.scoring import References, Settings, read_scores, score, score_run
+from sfumato.report.evaluation.scoring import References, Settings, preferences, read_scores, score, score_run
 from sfumato.report.features.network import Identity
 from sfumato.report.metrics.frechet import Gaussian, frechet_distance
 from sfumato.report.metrics.kernel_distances import kid
@@ -100,6 +100,16 @@ def test_features_are_computed_once_and_again_when_a_picture_changes(run: Path) 
     Image.fromarray(coloured(1, 77)[0]).save(next((run / "pictures").rglob("000002.png")))
     score_run(run, [network], reference, SETTINGS)
     assert network.seen == 42
+
+
+def test_preferred_is_the_share_of_pairs_won() -> None:
+    liked = np.array([[3.0, 1.0, 2.0], [1.0, 2.0, 2.0], [2.0, 3.0, 5.0]])
+    found = [preferences("x", liked, number, SETTINGS) for number in range(3)]
+    assert [cell["preference/x"].value for cell in found] == pytest.approx(liked.mean(axis=1))
+    # two pairs a prompt: won 2, 0, half of one; 0, 1, half of one; 1, 2, 2
+    assert [cell["preferred/x"].value for cell in found] == pytest.approx([2.5 / 6, 1.5 / 6, 5 / 6])
+    assert found[0]["preferred/x"].low is not None
+    assert list(preferences("x", liked[:1], 0, SETTINGS)) == ["preference/x"]  # nothing to be preferred to
 
 
 def test_few_pictures_for_many_features_are_told(caplog: pytest.LogCaptureFixture) -> None:

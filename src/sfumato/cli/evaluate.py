@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,7 @@ from sfumato.cli.evaluate_options import (
     Guidance,
     Inception,
     Level,
+    Preferences,
     Prompts,
     ProtocolName,
     Reference,
@@ -40,6 +43,7 @@ from sfumato.files import user_path
 
 if TYPE_CHECKING:
     from sfumato.report.evaluation.protocols import Protocol
+    from sfumato.report.features.network import Network
 
 evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 evaluate.command()(compare)
@@ -180,17 +184,19 @@ def score(
     inception: Inception = None,
     clip: Clip = None,
     efficientnet: EfficientNet = False,
+    preference: Preferences = None,
     reference: Reference = None,
     statistics: Statistics = None,
     resamples: Resamples = 100,
     level: Level = 0.95,
     as_json: Json = False,
 ) -> None:
-    """Compute what the networks at hand allow: FID in three conventions, FID∞, KID, CLIP score, CMMD.
+    """Compute what the networks at hand allow: FID in three conventions, FID∞, KID, CLIP score, CMMD, PickScore, HPSv2.
 
     sfumato evaluate score out --efficientnet --reference real --clip retriever
     """
-    document = _score(folder, inception, clip, efficientnet, reference, statistics, resamples, level)
+    judges = partial(networks, inception=inception, clip=clip, efficientnet=efficientnet, preference=preference)
+    document = _score(folder, judges, reference, statistics, resamples, level)
     _show_scores(document, as_json)
 
 
@@ -266,6 +272,7 @@ def reproduce_card(
     inception: Inception = None,
     clip: Clip = None,
     efficientnet: EfficientNet = False,
+    preference: Preferences = None,
     statistics: Statistics = None,
     resamples: Resamples = 100,
     level: Level = 0.95,
@@ -280,16 +287,16 @@ def reproduce_card(
     from sfumato.report.evaluation.page import save_page
     from sfumato.report.evaluation.plotting import save_plot
 
-    # Whatever is missing is found out before a day of painting.
-    networks(inception=inception, clip=clip, efficientnet=efficientnet)
-    if not (inception or clip or efficientnet):
+    judges = partial(networks, inception=inception, clip=clip, efficientnet=efficientnet, preference=preference)
+    # Whatever is missing is found out before a day of painting, which then has the memory to itself.
+    if not judges():
         raise InvalidRequest("nothing to score with: give --inception FILE and --clip FOLDER")
     chosen = adapted(protocol, count=count, guidance=None, samplers=None, steps=None)
     _paint(out, model, prompts, chosen, loading_options(given), shard=shard)
     if shard is not None:
         write_line(f"{out}: shard {shard} is painted; score when all are")
         return
-    document = _score(out, inception, clip, efficientnet, reference, statistics, resamples, level)
+    document = _score(out, judges, reference, statistics, resamples, level)
     drawable = "clip-score" in document["cells"][0]["scores"] and len(document["cells"][0]["scores"]) > 1
     for suffix in (".svg", ".png") if drawable else ():
         save_plot(document, out / f"curves{suffix}", overwrite=True)
@@ -344,9 +351,7 @@ def _paint(
 
 def _score(
     folder: Path,
-    inception: Path | None,
-    clip: Path | None,
-    efficientnet: bool,
+    judges: Callable[[], list[Network]],
     reference: Path | None,
     statistics: list[str] | None,
     resamples: int,
@@ -362,11 +367,11 @@ def _score(
     known = read_reference(
         user_path(reference) if reference is not None else None, statistics_files(statistics), side=side
     )
-    judges = networks(inception=inception, clip=clip, efficientnet=efficientnet)
-    pictures = (plan.count * len(plan.cells) + len(known.pictures)) * max(len(judges), 1)
+    loaded = judges()
+    pictures = (plan.count * len(plan.cells) + len(known.pictures)) * max(len(loaded), 1)
     with tracking(pictures) as tracker:
         settings = Settings(resamples=resamples, level=level)
-        return score_run(folder, judges, known, settings, on_pictures=tracker.done)
+        return score_run(folder, loaded, known, settings, on_pictures=tracker.done)
 
 
 def _show_scores(document: dict[str, Any], as_json: bool) -> None:

@@ -39,6 +39,16 @@ Clip = Annotated[
         show_default=False,
     ),
 ]
+Preferences = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--preference",
+        metavar="PATH",
+        help="PickScore's folder, or HPSv2's .pt file; several times for several.",
+        rich_help_panel=NETWORKS,
+        show_default=False,
+    ),
+]
 EfficientNet = Annotated[
     bool,
     typer.Option("--efficientnet", metavar="", help="EfficientNet-Lite0 from its package.", rich_help_panel=NETWORKS),
@@ -105,7 +115,9 @@ def loading_options(given: Given) -> dict[str, Any]:
     }
 
 
-def networks(*, inception: Path | None, clip: Path | None, efficientnet: bool) -> list[Network]:
+def networks(
+    *, inception: Path | None, clip: Path | None, efficientnet: bool, preference: list[Path] | None = None
+) -> list[Network]:
     """The networks asked for, loaded. Each raises as its loader does where its file isn't there."""
     made: list[Network] = []
     if inception is not None:
@@ -120,6 +132,13 @@ def networks(*, inception: Path | None, clip: Path | None, efficientnet: bool) -
         from sfumato.report.features.clip import ClipFeatures
 
         made.append(ClipFeatures(user_path(clip)))
+    if preference:
+        from sfumato.report.features.preference import Preference
+
+        judges = {judge.name: judge for judge in (Preference(user_path(path)) for path in preference)}
+        if len(judges) < len(preference):
+            raise InvalidRequest("two of --preference have one name: rename one's file or folder")
+        made.extend(judges.values())
     return made
 
 

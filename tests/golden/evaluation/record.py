@@ -1,5 +1,6 @@
-"""Writes peers.json and peers.npz: what pytorch-fid, torch-fidelity, clean-fid, torchmetrics, clip-mmd, transformers
-and efficientnet_lite_pytorch say of the inputs in tests/evaluation_inputs.py. `make peers` makes their environment.
+"""Writes peers.json and peers.npz: what pytorch-fid, torch-fidelity, clean-fid, torchmetrics, clip-mmd, transformers,
+HPSv2 and efficientnet_lite_pytorch say of the inputs in tests/evaluation_inputs.py. `make peers` makes their
+environment.
 
 With `--check` it writes nothing, and fails where a number differs from the recorded one by more than 1e-6 relative.
 """
@@ -120,6 +121,19 @@ def clip() -> tuple[dict[str, float], dict[str, np.ndarray]]:
     return {"clip-score/torchmetrics": float(score)}, arrays
 
 
+def preference() -> dict[str, np.ndarray]:
+    """What HPSv2's own copy of open_clip makes of pictures and prompts, with HPSv2's preparation of both."""
+    from hpsv2.src.open_clip import CLIP, image_transform, tokenize
+
+    model = CLIP(**inputs.OPEN_CLIP).eval()
+    model.load_state_dict(state(model))
+    prepare = image_transform(32, is_train=False, resize_longest_max=True)
+    pictures = torch.stack([prepare(Image.fromarray(picture)) for picture in inputs.pictures()])
+    with torch.no_grad():
+        found = model(pictures, tokenize(inputs.CAPTIONS))
+    return {"hpsv2/pictures": found[0].numpy(), "hpsv2/captions": found[1].numpy()}
+
+
 def inception() -> dict[str, np.ndarray]:
     from cleanfid.resize import build_resizer
     from pytorch_fid import inception as pytorch
@@ -176,7 +190,7 @@ def efficientnet() -> dict[str, np.ndarray]:
 def main() -> None:
     scores, embeddings = clip()
     numbers = {**distances(), **pixels(), **scores}
-    arrays = {**embeddings, **inception(), **efficientnet()}
+    arrays = {**embeddings, **preference(), **inception(), **efficientnet()}
     if "--check" in sys.argv:
         recorded = json.loads((HERE / "peers.json").read_text())
         for name, value in numbers.items():

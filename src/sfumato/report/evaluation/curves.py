@@ -66,6 +66,8 @@ _KINDS = {
     "kid": "KID",
     "cmmd": "CMMD",
     "clip-score": "CLIP score",
+    "preference": "Preference score",
+    "preferred": "Preferred to other settings",
 }
 _FID = {"frechet": "FID", "frechet-infinity": "FID∞"}
 

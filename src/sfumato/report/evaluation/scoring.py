@@ -21,8 +21,10 @@ from sfumato.report.evaluation.reference import Reference
 from sfumato.report.features.clip import SPACE as CLIP
 from sfumato.report.features.clip import ClipFeatures
 from sfumato.report.features.network import Features, Network
+from sfumato.report.features.preference import Preference
 from sfumato.report.metrics.agreement import cosines
 from sfumato.report.metrics.bootstrap import Estimate, estimate
+from sfumato.report.metrics.feature_sets import Floats
 from sfumato.report.metrics.frechet import Gaussian, frechet_distance, frechet_infinity
 from sfumato.report.metrics.kernel_distances import cmmd, kid
 from sfumato.runtime import logger
@@ -63,15 +65,23 @@ def score_run(
     """
     plan, prompts = read_run(folder)
     if not networks:
-        raise InvalidRequest("nothing to score with: give --efficientnet, --clip FOLDER or --inception FILE")
-    references = reference_features(folder, networks, reference, on_pictures=on_pictures)
-    clip = next((network for network in networks if isinstance(network, ClipFeatures)), None)
+        raise InvalidRequest(
+            "nothing to score with: give --efficientnet, --clip FOLDER, --inception FILE or --preference PATH"
+        )
+    judges = [network for network in networks if isinstance(network, Preference)]
+    others = [network for network in networks if not isinstance(network, Preference)]
+    references = reference_features(folder, others, reference, on_pictures=on_pictures)
+    clip = next((network for network in others if isinstance(network, ClipFeatures)), None)
     texts = clip.texts(prompts.texts) if clip is not None else None
+    liked = {judge.name: _liked(folder, plan, prompts, judge, on_pictures) for judge in judges}
     cells, took = [], seconds(folder)
-    for cell in plan.cells:
+    for number, cell in enumerate(plan.cells):
         pictures = read_pictures(folder, plan, cell)
-        features = _features(folder, pictures, networks, on_pictures)
-        scores = score(features, references, texts, settings)
+        scores: dict[str, Estimate] = {}
+        if others:
+            scores |= score(_features(folder, pictures, others, on_pictures), references, texts, settings)
+        for name, values in liked.items():
+            scores |= preferences(name, values, number, settings)
         cells.append(
             {
                 "name": cell.name,
@@ -99,6 +109,32 @@ def score_run(
     }
     write_text(folder / SCORES, json.dumps(document, ensure_ascii=False, indent=1) + "\n", overwrite=True)
     return document
+
+
+def preferences(name: str, liked: Floats, number: int, settings: Settings) -> dict[str, Estimate]:
+    """Of cell `number` among cells with scores `liked` (cells, prompts): the mean, and the share of pairs with the
+    other cells' pictures of the same prompt in which its own has the higher score (half a pair where they are equal).
+    """
+    own, others = liked[number], np.delete(liked, number, axis=0)
+    found = {f"preference/{name}": _estimated(lambda i: float(own[i].mean()), len(own), settings)}
+    if len(others):
+        wins = ((own > others) + 0.5 * (own == others)).mean(axis=0)
+        found[f"preferred/{name}"] = _estimated(lambda i: float(wins[i].mean()), len(own), settings)
+    return found
+
+
+def _liked(
+    folder: Path, plan: Plan, prompts: PromptList, judge: Preference, on_pictures: Callable[[int], None]
+) -> Floats:
+    """Scores (cells, prompts)."""
+    rows = [
+        judge.scores(
+            cached_features(folder, read_pictures(folder, plan, cell), judge, on_pictures=on_pictures)[judge.space],
+            prompts.texts,
+        )
+        for cell in plan.cells
+    ]
+    return np.stack(rows)
 
 
 def reference_features(
