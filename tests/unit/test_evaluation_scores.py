@@ -21,7 +21,7 @@ from sfumato.data.scenes import BACKGROUNDS
 from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.pictures.pixels import Pixels
 from sfumato.report.evaluation.comparing import compare, parse_side, summary
-from sfumato.report.evaluation.curves import curves
+from sfumato.report.evaluation.curves import curves, table
 from sfumato.report.evaluation.feature_cache import cached_features
 from sfumato.report.evaluation.page import report_page
 from sfumato.report.evaluation.painting import picture_path
@@ -30,7 +30,15 @@ from sfumato.report.evaluation.plotting import plot
 from sfumato.report.evaluation.prompts import Prompt, pinned
 from sfumato.report.evaluation.protocols import Protocol
 from sfumato.report.evaluation.reference import Reference, read_folder, read_moments
-from sfumato.report.evaluation.scoring import References, Settings, preferences, read_scores, score, score_run
+from sfumato.report.evaluation.scoring import (
+    References,
+    Settings,
+    preferences,
+    read_scores,
+    reference_features,
+    score,
+    score_run,
+)
 from sfumato.report.features.network import Identity
 from sfumato.report.metrics.frechet import Gaussian, frechet_distance
 from sfumato.report.metrics.kernel_distances import kid
@@ -112,7 +120,7 @@ def test_preferred_is_the_share_of_pairs_won() -> None:
     assert list(preferences("x", liked[:1], 0, SETTINGS)) == ["preference/x"]  # nothing to be preferred to
 
 
-def test_few_pictures_for_many_features_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_few_pictures_for_many_features_are_told(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     rows, real = feature_rows(10, 16, 1), feature_rows(50, 16, 2)
     references = References(features={"x": real}, gaussians={"x": Gaussian.of(real)})
     with caplog.at_level(logging.WARNING, "sfumato"):
@@ -122,6 +130,10 @@ def test_few_pictures_for_many_features_are_told(caplog: pytest.LogCaptureFixtur
         score({"x": rows}, References(features={}, gaussians={}), None, SETTINGS)
     with pytest.raises(InvalidRequest, match="give two or more"):
         score({"x": rows[:1]}, references, None, SETTINGS)
+    with pytest.raises(InvalidRequest, match="no network here has features 'x': there are y"):
+        score({"y": rows}, references, None, SETTINGS)
+    with pytest.raises(InvalidRequest, match="the reference is one picture"):
+        reference_features(tmp_path, [MeanColours()], Reference(pictures=tuple(coloured(1, 9))))
 
 
 def test_a_network_that_answers_nan_is_named(tmp_path: Path) -> None:
@@ -140,6 +152,9 @@ def test_published_statistics_are_read_and_nothing_in_them_is_run(tmp_path: Path
     np.savez(tmp_path / "evil.npz", mu=np.array([print], dtype=object), sigma=np.eye(1))
     with pytest.raises(InvalidRequest, match="holds no statistics"):
         read_moments(tmp_path / "evil.npz")
+    np.savez(tmp_path / "nan.npz", mu=np.full(2, np.nan), sigma=np.eye(2))
+    with pytest.raises(InvalidRequest, match=r"nan\.npz: .* not finite"):
+        read_moments(tmp_path / "nan.npz")
     np.savez(tmp_path / "other.npz", mean=rows.mean(0))
     with pytest.raises(InvalidRequest, match="holds no statistics"):
         read_moments(tmp_path / "other.npz")
@@ -179,6 +194,16 @@ def test_curves_go_by_growing_guidance() -> None:
     assert points[0].x == (0.24, 0.24, 0.24)
     with pytest.raises(InvalidRequest, match="there are frechet/inception/pytorch-fid, clip-score"):
         curves(DOCUMENT, "clip-score", "fid")
+
+
+def test_the_table_leaves_out_what_all_cells_share() -> None:
+    heads, rows, shared = table(DOCUMENT)
+    assert heads == ["guidance", "FID (pytorch-fid)", "CLIP score"]
+    assert rows == [["3", "15 [14, 16]", "0.25"], ["1.5", "20 [19, 21]", "0.24"]]
+    assert shared == {"model": "m", "sampler": "plms", "steps": "5", "pictures": "4"}
+    alone = table(DOCUMENT | {"cells": DOCUMENT["cells"][:1]})
+    assert alone[0][:5] == ["model", "guidance", "sampler", "steps", "pictures"]
+    assert not alone[2]
 
 
 def test_the_same_scores_give_the_same_drawing() -> None:

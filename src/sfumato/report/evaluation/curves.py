@@ -91,22 +91,20 @@ def _ends(score: Mapping[str, Any]) -> tuple[float, float, float]:
     return value, low, high
 
 
-def table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of all scores, as texts."""
-    names = available(document)
-    heads = ["model", "guidance", "sampler", "steps", "pictures", *(title(name) for name in names)]
-    rows = [
-        [
-            cell["label"],
-            f"{cell['guidance_scale']:g}",
-            cell["sampler"],
-            str(cell["steps"]),
-            str(cell["pictures"]),
-            *(shown(cell["scores"][name]) for name in names),
-        ]
-        for cell in document["cells"]
-    ]
-    return heads, rows
+def table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]], dict[str, str]]:
+    """Heads and rows of all scores, as texts, and apart from them the settings that all of several cells share."""
+    names, cells = available(document), document["cells"]
+    settings = {
+        "model": [str(cell["label"]) for cell in cells],
+        "guidance": [f"{cell['guidance_scale']:g}" for cell in cells],
+        "sampler": [str(cell["sampler"]) for cell in cells],
+        "steps": [str(cell["steps"]) for cell in cells],
+        "pictures": [str(cell["pictures"]) for cell in cells],
+    }
+    shared = {name: column[0] for name, column in settings.items() if len(cells) > 1 and len(set(column)) == 1}
+    columns = {name: column for name, column in settings.items() if name not in shared}
+    columns |= {title(name): [shown(cell["scores"][name]) for cell in cells] for name in names}
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)], shared
 
 
 def shown(score: Mapping[str, Any]) -> str:

@@ -33,8 +33,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid #8886; padding: .3rem .7rem; text-align: left; vertical-align: top; }
 td.number { white-space: nowrap; }
 code { font-size: .85em; overflow-wrap: anywhere; }
-figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
-figure.curves { background: #fff; } figcaption { font-size: .9rem; opacity: .8; }
+figure { margin: 1rem 0; } figcaption { font-size: .9rem; opacity: .8; }
+.curves img { background: #fff; width: 100%; min-width: 48rem; height: auto; }
+.facts td:first-child { overflow-wrap: anywhere; min-width: 6rem; }
 .sheet td { padding: .2rem; } .sheet img { display: block; width: 8rem; max-width: 8rem; }
 .sheet th { font-weight: normal; max-width: 16rem; }
 """
@@ -53,7 +54,7 @@ def report_page(folder: Path, *, examples: int = 8) -> str:
         "<h2>Scores</h2>",
         f"<p>In brackets: {document['level']:.0%} intervals over prompts, from {document['resamples']} resamples. "
         "They say how far other prompts would have moved a number, not how far another reference would.</p>",
-        _table(*table(document)),
+        _scores(document),
         "<h2>Pictures</h2>",
         "<p>The same prompt has the same seed in every column.</p>",
         _sheet(folder, plan, prompts, examples),
@@ -102,9 +103,16 @@ def _curves(document: Mapping[str, Any]) -> str:
     except MissingExtra as error:
         return f"<p>No curves: {_text(error)}</p>"
     return (
-        f'<figure class="curves"><img alt="distance against CLIP score" src="data:image/svg+xml;base64,'
-        f'{base64.b64encode(drawn.encode()).decode()}"><figcaption>Error bars as in the table.</figcaption></figure>'
+        f'<figure class="curves"><div class="scroll"><img alt="distance against CLIP score" '
+        f'src="data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"></div>'
+        "<figcaption>Error bars as in the table.</figcaption></figure>"
     )
+
+
+def _scores(document: Mapping[str, Any]) -> str:
+    heads, rows, shared = table(document)
+    same = ", ".join(f"{name} {value}" for name, value in shared.items())
+    return (f"<p>The same in all: {_text(same)}.</p>" if same else "") + _table(heads, rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -129,7 +137,7 @@ def _sheet(folder: Path, plan: Plan, prompts: PromptList, examples: int) -> str:
 
 def _facts(document: Mapping[str, Any]) -> str:
     facts: dict[str, Any] = {
-        **{f"run: {name}": value for name, value in document["run"].items()},
+        **{f"run: {name.replace('_', ' ')}": value for name, value in document["run"].items()},
         **{f"reference: {name}": value for name, value in document["reference"].items()},
         **{f"features of {space}": width for space, width in document["dimensions"].items()},
     }
@@ -146,4 +154,6 @@ def _facts(document: Mapping[str, Any]) -> str:
         if value is not None
     )
     raw = _text(json.dumps(document["cells"], ensure_ascii=False))
-    return f"<table>{rows}</table><details><summary>The scores as JSON</summary><code>{raw}</code></details>"
+    return (
+        f'<table class="facts">{rows}</table><details><summary>The scores as JSON</summary><code>{raw}</code></details>'
+    )

@@ -65,7 +65,10 @@ def read_moments(path: Path) -> Gaussian:
             mean, covariance = stored["mu"], stored["sigma"]
     except (OSError, ValueError, KeyError) as error:
         raise InvalidRequest(f"{path} holds no statistics (mu and sigma in an .npz file): {error}") from error
-    return Gaussian.from_moments(mean, covariance)
+    try:
+        return Gaussian.from_moments(mean, covariance)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{path}: {error}") from error
 
 
 def _fitted(picture: Image.Image, side: int | None) -> Image.Image:

@@ -146,6 +146,8 @@ def reference_features(
 ) -> References:
     """The reference pictures in every network's spaces, cached in `folder`."""
     features: Features = {}
+    if len(reference.pictures) == 1:
+        raise InvalidRequest("the reference is one picture, and no distribution: give the folder of many")
     if reference.pictures:
         features = _features(folder, reference.pictures, networks, on_pictures)
     gaussians = {space: Gaussian.of(rows) for space, rows in features.items()}
@@ -158,6 +160,8 @@ def score(
     """The metrics of one set of pictures: `frechet/SPACE`, `frechet-infinity/SPACE` and `kid/SPACE` for each space
     with a reference, `cmmd` and `clip-score` for CLIP's (texts (N, D) of the N pictures)."""
     found: dict[str, Estimate] = {}
+    if unknown := sorted(set(references.gaussians) - set(features)):
+        raise InvalidRequest(f"no network here has features {unknown[0]!r}: there are {', '.join(features)}")
     for space, rows in features.items():
         gaussian, real = references.gaussians.get(space), references.features.get(space)
         if space == CLIP:
