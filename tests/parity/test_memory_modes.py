@@ -141,8 +141,33 @@ def test_what_cannot_stay_in_the_file_is_said(files: dict[str, Path], caplog: py
 
 
 def test_a_model_that_does_not_fit_widened_is_refused(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By engines that need the whole model."""
+    monkeypatch.setattr(memory, "_STREAM", frozenset())
     monkeypatch.setattr(memory, "free_memory", lambda device: 100_000)
     with pytest.raises(OutOfMemory, match=r"^the model takes .* as float32, 0\.0 GB are free: use --memory lean$"):
         load(files["float16"], "auto", "eager")
     monkeypatch.setattr(memory, "free_memory", lambda device: 10**9)
     load(files["float16"], "auto", "eager")
+
+
+@pytest.mark.parametrize("engine", ["eager", "winograd"])
+def test_auto_takes_at_most_sixty_percent_of_free_memory_for_weights(
+    files: dict[str, Path], engine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half precision is widened for eager and stays as it is for the kernels. Left in their file, it makes no bit
+    another."""
+    whole = load(files["float16"], "auto", engine)
+    stored = load(files["float16"], "lean", engine).model
+    weights = [
+        layer.weight for m in (stored.unet, stored.autoencoder, stored.text_encoder) for layer in stored_layers(m)
+    ]
+    taken = sum(weight.numel() for weight in weights) * (4 if engine == "eager" else 2)
+    for free, left in ((taken / 0.59, False), (taken / 0.61, True)):
+        caplog.clear()
+        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: int(free))
+        auto = load(files["float16"], "auto", engine)
+        layers = list(stored_layers(auto.model.unet))
+        assert any(layer.pages is not None for layer in layers) is left
+        assert ("memory auto: the model takes" in caplog.text) is left
+        for name, tensor in answers(auto).items():
+            assert torch.equal(tensor, answers(whole)[name]), name

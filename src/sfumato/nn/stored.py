@@ -88,6 +88,12 @@ def keep(module: nn.Module) -> None:
         layer.pages = None
 
 
+def bytes_held(module: nn.Module, *, widened: bool) -> int:
+    """What the weights of the stored layers come to in memory: as they are, or in float32."""
+    weights = (layer.weight for layer in stored_layers(module))
+    return sum(weight.numel() * (4 if widened else weight.itemsize) for weight in weights)
+
+
 def bytes_widened(module: nn.Module) -> int:
     """What `widen` will take."""
     copied = (layer.weight for layer in stored_layers(module) if not _as_torch_has_it(layer.weight))

@@ -19,7 +19,7 @@ from sfumato.engines.tiling import tiling_of
 from sfumato.errors import InvalidRequest, OutOfMemory
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.unet import UNetConfig
-from sfumato.nn.stored import bytes_widened, keep, widen
+from sfumato.nn.stored import bytes_held, bytes_widened, keep, widen
 from sfumato.pipeline.request import Request, upscaled
 from sfumato.runtime import free_memory, logger, return_freed_memory
 
@@ -59,22 +59,35 @@ def settle(modules: Sequence[nn.Module], engine: Engine, memory: str, device: to
     """Leave a loaded model's weights where they are or widen them, as its engine and memory mode ask.
 
     The compiled kernels read stored weights as fast as widened ones; others are given float32 unless memory is short.
-    Raises `OutOfMemory` where widened weights don't fit.
+    `auto` leaves them in their file too where they would take more than 60 % of what is free: the pictures are the
+    same. Raises `OutOfMemory` where widened weights don't fit.
     """
     if memory != "auto" and (device.type != "cpu" or dtype is not torch.float32):
         logger.warning("memory %s: weights are read layer by layer in float32 on a CPU only, not here", memory)
         return
+    free, streams = free_memory(device), engine.name in _STREAM
     if memory != "auto":
         return_freed_memory()
-    if memory != "auto" and engine.name in _STREAM:
-        return
-    if memory == "auto" and engine.kernels is not None:
-        for module in modules:
-            keep(module)
-        return
-    if memory != "auto":
+        if streams:
+            return
         logger.warning("memory %s: engine %s needs the whole model in memory", memory, engine.name)
-    needed, free = sum(map(bytes_widened, modules)), free_memory(device)
+    elif streams:
+        held = sum(bytes_held(module, widened=engine.kernels is None) for module in modules)
+        if free is not None and held > _SHARE * free:
+            return_freed_memory()
+            logger.warning(
+                "memory auto: the model takes %s, more than %.0f %% of the %s that are free: its weights stay in their "
+                "file, as with lean",
+                gigabytes(held),
+                100 * _SHARE,
+                gigabytes(free),
+            )
+            return
+        if engine.kernels is not None:
+            for module in modules:
+                keep(module)
+            return
+    needed = sum(map(bytes_widened, modules))
     if free is not None and needed > free:
         raise OutOfMemory(
             f"the model takes {gigabytes(needed)} as float32, {gigabytes(free)} are free: use --memory lean"
@@ -83,6 +96,7 @@ def settle(modules: Sequence[nn.Module], engine: Engine, memory: str, device: to
         widen(module)
 
 
+_SHARE = 0.6  # of free memory, for the weights in `auto`
 _STREAM = frozenset({"winograd", "winograd-plain", "bf16", "eager"})
 """Engines that run layers whose weights are stored in another dtype, and have gone from memory meanwhile."""
 
@@ -138,7 +152,8 @@ def _decoder_channels(config: AutoencoderConfig, compiled: bool) -> dict[str, fl
     """Channels at the picture's own resolution, by tiling."""
     finest, below = config.block_channels[0], config.block_channels[min(1, len(config.block_channels) - 1)]
     return {
-        "none": below + 2 * finest if compiled else 3 * below + finest,
+        # the last level's input, and a residual block's two maps and its way around
+        "none": below + 3 * finest if compiled else 3 * below + finest,
         "exact": below + finest,
         "frugal": below / 4 + finest,
     }
@@ -146,7 +161,8 @@ def _decoder_channels(config: AutoencoderConfig, compiled: bool) -> dict[str, fl
 
 def _encoder_channels(config: AutoencoderConfig, compiled: bool) -> dict[str, float]:
     finest = config.block_channels[0]
-    return {"none": finest * (3 if compiled else 4), "exact": 2 * finest, "frugal": finest}
+    # the level's input is held beside a block's; eager writes a norm, and its activation, as maps of their own
+    return {"none": finest * (4 if compiled else 5), "exact": 2 * finest, "frugal": finest}
 
 
 def _passing(config: AutoencoderConfig, shape: Shape, channels: dict[str, float]) -> float:
