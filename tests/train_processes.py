@@ -19,6 +19,7 @@ from torch import nn
 from sfumato.errors import NumericalError, OutputError, PeerFailed
 from sfumato.progress import Cancellation
 from sfumato.train.config import OptimizerConfig
+from sfumato.train.optimizers import ParameterGroup
 from sfumato.train.trainer import stopping_on_signals, train
 from train_toy import ToyTask, ToyTraining, toy_config
 
@@ -51,6 +52,9 @@ class BlocksTask(ToyTask):
 
     def build(self) -> nn.Module:
         return Blocks()
+
+    def groups(self, module: nn.Module) -> list[ParameterGroup]:
+        return [ParameterGroup("all", list(module.parameters()), resting=True)]
 
     def loss(self, module, batch, draws):
         loss, measured = super().loss(module, batch, draws)

@@ -239,6 +239,7 @@ def test_torchrun_trains_as_one_process_does_and_goes_on_after_kill_9(cli: Cli, 
     ]
     done = torchrun(*words, "two")
     assert (done.returncode, done.stdout.splitlines()) == (0, ["two/model"])
+    assert "find_unused_parameters" not in done.stderr  # torch's warning that nothing is
     session = read_sessions(folder / "two")[-1]
     assert session.first_step > 0
     assert (session.devices, session.last_step) == (2, 16)

@@ -127,7 +127,8 @@ class AutoencoderTask:
         if self.config.decoder_only:
             left_out |= {*module.autoencoder.encoder.parameters(), *module.autoencoder.quant_conv.parameters()}
         rest = [parameter for parameter in module.parameters() if parameter not in left_out]
-        return [ParameterGroup("autoencoder", rest), *([ParameterGroup("discriminator", critic)] if critic else [])]
+        groups = [ParameterGroup("autoencoder", rest)]
+        return [*groups, ParameterGroup("discriminator", critic, resting=True)] if critic else groups
 
     def load(self, draws: Draws) -> Batch:
         return {"pictures": torch.stack([self._picture(draws, number) for number in draws.numbers])}

@@ -19,11 +19,15 @@ from sfumato.train.muon import Muon, hidden_matrices
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Parameters that are clipped together and learn at `rate_scale` times the configured rate."""
+    """Parameters that are clipped together and learn at `rate_scale` times the configured rate.
+
+    `resting` ones may be in no loss for some steps, as a critic's that begins later; processes have to look for them.
+    """
 
     name: str
     parameters: Sequence[nn.Parameter]
     rate_scale: float = 1.0
+    resting: bool = False
 
 
 def build_optimizer(config: OptimizerConfig, groups: Sequence[ParameterGroup], module: nn.Module) -> Optimizer:

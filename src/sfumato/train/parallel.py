@@ -51,8 +51,8 @@ def distributed(loss: LossModule, averages: Sequence[nn.Module], mode: Parallel,
 
 def _ddp(loss: LossModule, averages: Sequence[nn.Module], world: World) -> nn.Module:
     devices = [world.device] if world.device.type == "cuda" else None
-    # a loss may leave parameters out for some steps, as a critic that begins later does
-    return DistributedDataParallel(loss, device_ids=devices, find_unused_parameters=True)
+    resting = any(group.resting for group in loss.task.groups(loss.module))
+    return DistributedDataParallel(loss, device_ids=devices, find_unused_parameters=resting)
 
 
 def _fsdp(loss: LossModule, averages: Sequence[nn.Module], world: World) -> nn.Module:
