@@ -135,7 +135,7 @@ class _Run:
         return resnet(self.kernels, last, self.layer(block, 0, x), self.channels[last])
 
     def halved(self, downsample: Downsample, x: Tensor) -> Tensor:
-        return strided(x, downsample.conv)
+        return strided(self.kernels, x, downsample.conv)
 
     def doubled(self, upsample: Upsample, x: Tensor, skip: Tensor) -> Tensor:
         height, width = skip.shape[1:3]
@@ -185,8 +185,13 @@ def resnet(kernels: Kernels, block: ResnetBlock, x: Tensor, channel: Tensor | No
     return kernels.conv3x3(h, block.conv2, norm=kernels.group_norm(h, block.norm2), residual=x)
 
 
-def strided(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A convolution that isn't worth a kernel of its own: few, and a quarter of the pixels. NHWC to NHWC."""
+def strided(kernels: Kernels, x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3×3 convolution of stride 2, NHWC to NHWC. Few, and a quarter of the pixels, so it has no kernel of its own;
+    but on a small map PyTorch's spends most of its time on the weights' layout, where a product of patches doesn't."""
+    pad = 0 if conv.padding == (0, 0) else 1
+    patches = F.pad(x, (0, 0, pad, pad, pad, pad)).unfold(1, 3, 2).unfold(2, 3, 2)  # (B, h, w, C, 3, 3)
+    if 2 * patches.shape[:3].numel() < conv.out_channels:
+        return kernels.linear(patches.flatten(3), conv)
     out: Tensor = conv(x.permute(0, 3, 1, 2))
     return out.permute(0, 2, 3, 1).contiguous()
 

@@ -84,8 +84,8 @@ class Kernels(Protocol):
         residual: Tensor | None = None,
         gated: bool = False,
     ) -> Tensor:
-        """x · Wᵀ + b of the normed x, of a linear layer or a 1×1 convolution; `gated` makes value · gelu(gate) of its
-        two halves; plus `residual`."""
+        """x · Wᵀ + b of the normed x, of a linear layer or of a convolution whose patches x has; `gated` makes value ·
+        gelu(gate) of its two halves; plus `residual`."""
         ...
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -125,7 +125,7 @@ class NativeKernels:
         residual: Tensor | None = None,
         gated: bool = False,
     ) -> Tensor:
-        outputs, width = layer.weight.shape[:2]
+        outputs, width = len(layer.weight), layer.weight[0].numel()
         rows, affine = (norm, None) if isinstance(norm, Rows) else (None, norm)
         out = x.new_empty(*x.shape[:-1], outputs // 2 if gated else outputs)
         count = x.numel() // width

@@ -66,8 +66,13 @@ struct Weights {
 static inline vec splat(float s) { return vec{} + s; }
 static inline ivec isplat(int32_t s) { return ivec{} + s; }
 static inline vec blend(ivec mask, vec a, vec b) { return mask ? a : b; }
-static inline vec vmax(vec a, vec b) { return blend(a > b, a, b); }
-static inline vec vmin(vec a, vec b) { return blend(a < b, a, b); }
+#if defined(__AVX512F__)
+static inline vec vmax(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline vec vmin(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
+static inline vec vmax(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline vec vmin(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
+#endif
 
 static inline vec load_some(const float* p, int n) {
   if (n >= VL) return load(p);
