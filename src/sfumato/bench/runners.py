@@ -117,7 +117,7 @@ class TorchRunner:
 
 def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
     from sfumato.pipeline.generate import Pipeline
-    from sfumato.pipeline.model import load_model
+    from sfumato.pipeline.model import GUIDANCE_SCALE, load_model
     from sfumato.pipeline.presets import PRESET, with_preset
     from sfumato.pipeline.request import Request
 
@@ -133,7 +133,8 @@ def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
         fields: dict[str, Any] = {"sampler": "plms", "steps": steps}
         if is_preset:
             fields = with_preset({PRESET: contender.name} | ({"steps": _FEW} if steps < _FEW else {}))
-        return pipeline.generate(Request(prompt=PROMPT, width=side, height=side, **fields), count=plan.batch)
+        request = Request(prompt=PROMPT, width=side, height=side, guidance_scale=GUIDANCE_SCALE, **fields)
+        return pipeline.generate(request, count=plan.batch)
 
     networks = Networks(
         runs=loaded.engine.name,
@@ -151,6 +152,8 @@ def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
 
 
 def _load_diffusers(contender: Contender, plan: Plan, model: Path) -> Runner:
+    from sfumato.pipeline.model import GUIDANCE_SCALE
+
     diffusers: Any = require("diffusers", extra="bench")
     device = resolve_device(plan.device)
     dtype = resolve_dtype(contender.dtype or plan.dtype, device)
@@ -171,7 +174,12 @@ def _load_diffusers(contender: Contender, plan: Plan, model: Path) -> Runner:
         side = {"height": plan.size, "width": plan.size} if plan.size else {}
         generator = torch.Generator().manual_seed(0)
         return pipeline(
-            PROMPT, num_inference_steps=steps, num_images_per_prompt=plan.batch, generator=generator, **side
+            PROMPT,
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE_SCALE,
+            num_images_per_prompt=plan.batch,
+            generator=generator,
+            **side,
         )
 
     def denoise(x: Tensor, t: Tensor, context: Tensor) -> Tensor:

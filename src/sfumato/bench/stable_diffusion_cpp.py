@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sfumato.bench.plan import PROMPT, Plan
+from sfumato.pipeline.model import GUIDANCE_SCALE
 from sfumato.runtime import require
 
 _V1_SIDE = 512
@@ -48,7 +49,7 @@ class CppRunner:
 
         self._model.generate_image(
             prompt=PROMPT,
-            cfg_scale=7.5,
+            cfg_scale=GUIDANCE_SCALE,
             sample_method="euler",
             sample_steps=steps,
             width=self._side,

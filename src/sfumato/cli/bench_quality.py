@@ -45,8 +45,16 @@ class Quality:
         ),
     ] = None
     guidance_scale: Annotated[
-        float, typer.Option("--guidance-scale", "-g", metavar="X", help="Of all pictures.", rich_help_panel=_PANEL)
-    ] = 5.0
+        float | None,
+        typer.Option(
+            "--guidance-scale",
+            "-g",
+            metavar="X",
+            help="Of all pictures. [dim]\\[the model's][/dim]",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None
     reference: Annotated[
         Path | None,
         typer.Option(

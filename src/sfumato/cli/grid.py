@@ -78,6 +78,11 @@ def grid(
     )
     path = where.save_sheet(sheet, sheet_provenance(finished[0, 0][1], sheet), alone=True)
     if as_json:
-        write_json({"sheet": str(path), "rows": [[request.to_dict() for request in row] for row in rows]})
+        write_json(
+            {
+                "sheet": str(path),
+                "rows": [[finished[i, j][1].request.to_dict() for j in range(len(row))] for i, row in enumerate(rows)],
+            }
+        )
     else:
         write_line(str(path))

@@ -29,7 +29,7 @@ from sfumato.pipeline.model_files import (
     published_v1,
 )
 from sfumato.prompt.tokenizer import Tokenizer
-from sfumato.runtime import DTYPES
+from sfumato.runtime import DTYPES, logger
 from sfumato.weights.mapper import Layout, written_entries
 from sfumato.weights.save import write_safetensors
 from sfumato.weights.stored import TensorInfo
@@ -172,12 +172,18 @@ def _write_single_file(files: ModelFiles, destination: Path, dtype: torch.dtype 
         if not files.requires_safety_checker:
             metadata[CHECKER_KEY] = "false"
         if files.guidance_scale is not None:
-            metadata[GUIDANCE_KEY] = f"{files.guidance_scale:g}"
+            metadata[GUIDANCE_KEY] = repr(files.guidance_scale)
         write_safetensors(destination, tensors.infos, tensors.read, metadata=metadata, overwrite=overwrite)
     elif destination.suffix == ".ckpt":
         if description:
             raise InvalidRequest(
                 f"{destination}: a .ckpt can't hold what differs from v1 in this model's configs: use .safetensors"
+            )
+        if files.guidance_scale is not None:
+            logger.warning(
+                "%s: a .ckpt can't hold the guidance scale %g that this model recommends: it is left out",
+                destination,
+                files.guidance_scale,
             )
         with atomic_write(destination, overwrite=overwrite) as file:
             torch.save({"state_dict": {name: tensors.read(name) for name in tensors.infos}}, file)

@@ -162,7 +162,7 @@ def _guidance_scale(written: object, where: Path) -> float | None:
         return None
     try:
         scale = float(written)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         scale = -1.0
     if isinstance(written, bool) or not 0.0 <= scale <= 1000.0:
         raise InvalidConfig(f"{where}: the guidance scale {written!r:.60} is no number from 0 to 1000")

@@ -50,6 +50,7 @@ class DiffusionTraining:
     prompts: Annotated[tuple[str, ...], "drawn at each validation, in a grid"] = ()
     sample_steps: Annotated[int, "DDIM steps of the pictures drawn at validation"] = 25
     sample_guidance: Annotated[float, "their guidance scale"] = 5.0
+    guidance_scale: Annotated[float, "what the published model recommends to those who paint with it"] = 7.5
     run: Annotated[RunConfig, "how the run is conducted"] = field(default_factory=RunConfig)
     data: Annotated[DataConfig, "which samples are trained on"] = field(default_factory=DataConfig)
     noise: Annotated[NoiseConfig, "the noise and the weight of its levels"] = field(default_factory=NoiseConfig)
@@ -63,6 +64,8 @@ class DiffusionTraining:
             )
         if not 0.0 <= self.caption_dropout <= 1.0:
             raise InvalidConfig(f"caption_dropout = {self.caption_dropout} must be from 0 to 1")
+        if not 0.0 <= self.guidance_scale <= 1000.0:
+            raise InvalidConfig(f"guidance_scale = {self.guidance_scale} must be from 0 to 1000")
         if self.caption_head and not self.text_rate:
             raise InvalidConfig("caption_head teaches the text encoder: set text_rate above 0, or caption_head to 0")
         if self.caption_head and self.buckets:

@@ -57,13 +57,12 @@ def publish_model(
     folder: Path,
     *,
     dtype: torch.dtype = torch.float16,
-    guidance_scale: float | None = None,
     overwrite: bool = False,
 ) -> None:
     """A whole model as a diffusers folder: unet, vae, text_encoder, tokenizer, scheduler and index.
 
-    `tokenizer` is the folder its files are copied from, `guidance_scale` what requests that name none get. Raises
-    `OutputError` where the folder can't be written or isn't empty.
+    `tokenizer` is the folder its files are copied from. Raises `OutputError` where the folder can't be written or isn't
+    empty.
     """
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         text = module.text_encoder
@@ -78,7 +77,7 @@ def publish_model(
         scheduler = scheduler_config(config.noise)
         (temporary / "scheduler").mkdir()
         _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
-        _write_json(temporary / "model_index.json", model_index(scheduler, guidance_scale=guidance_scale))
+        _write_json(temporary / "model_index.json", model_index(scheduler, guidance_scale=config.guidance_scale))
 
 
 def publish_autoencoder(

@@ -59,8 +59,6 @@ SIDE = 128  # pixels
 LATENTS = "autoencoder-whole"  # the stage after which the encoder stays as it is
 DECODER = "autoencoder"  # the stage that trains the decoder alone
 
-GUIDANCE_SCALE = 4.0  # recommended: at v1's 7.5 so small a model's colours run
-
 EPOCH = 2**20  # scenes; more than the budget sees, so that none comes twice
 
 # The autoencoder sees mostly what fills the picture: a small object teaches it little but white.
@@ -158,7 +156,6 @@ class Pocket:
             self.autoencoder(),
             self._tokenizer_folder,
             folder,
-            guidance_scale=GUIDANCE_SCALE,
             overwrite=overwrite,
         )
         return self.folder / name
