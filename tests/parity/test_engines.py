@@ -15,7 +15,7 @@ from engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
 from sfumato.engines import compiled, compiler
 from sfumato.engines.catalog import choose, start
 from sfumato.engines.exact_autoencoder import ExactAutoencoder
-from sfumato.engines.exact_unet import ExactUNet
+from sfumato.engines.exact_unet import ExactUNet, strided
 from sfumato.engines.kernels import Kernels
 from sfumato.engines.names import ENGINES
 from sfumato.engines.native_kernels import NativeKernels
@@ -116,6 +116,31 @@ def test_convolutions_match_pytorch_in_double(
         h = nn.functional.interpolate(h, scale_factor=2.0, mode="nearest")
     expected = conv.double()(h) + channel[:, :, None, None] + residual.permute(0, 3, 1, 2)
     assert relative(ours, expected.permute(0, 2, 3, 1)) <= 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("size", [(7, 9), (8, 8), (25, 31)], ids=str)
+@torch.inference_mode()
+def test_strided_convolutions_match_pytorch_in_double(
+    size: tuple[int, int], padding: int, batch: int, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a product of patches on the small maps, however many there are, and as PyTorch's own on the large."""
+    products: list[torch.Size] = []
+    linear = kernels.linear
+
+    def noting(x: torch.Tensor, layer: nn.Linear | nn.Conv2d) -> torch.Tensor:
+        products.append(x.shape)
+        return linear(x, layer)
+
+    monkeypatch.setattr(kernels, "linear", noting)
+    x, conv = gaussian(batch, *size, 12), nn.Conv2d(12, 100, 3, stride=2, padding=padding)
+    ours = strided(kernels, x, conv)
+    assert len(products) == (size != (25, 31))
+    expected = nn.functional.conv2d(
+        x.permute(0, 3, 1, 2).double(), conv.weight.double(), conv.bias.double(), stride=2, padding=padding
+    )
+    assert relative(ours, expected.permute(0, 2, 3, 1)) <= 2e-6
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 8), (37, 50, 70), (130, 700, 48)], ids=str)

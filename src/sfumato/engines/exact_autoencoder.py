@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.engines.exact_unet import enlarged, resnet, strided
+from sfumato.engines.exact_unet import as_torch, enlarged, resnet
 from sfumato.engines.kernels import Kernels
 from sfumato.engines.members import member, members
 from sfumato.models.autoencoder import (
@@ -63,7 +63,7 @@ class ExactAutoencoder:
             x = resnet(self.kernels, block, x)
         if level.resample == "downsamplers":
             (down,) = members(level.downsamplers, Downsample)
-            x = strided_down(self.kernels, F.pad(x, (0, 0, 0, 0, 0, 1)), down.conv)
+            x = strided_down(F.pad(x, (0, 0, 0, 0, 0, 1)), down.conv)
         elif level.resample == "upsamplers":
             (up,) = members(level.upsamplers, Upsample)
             x = enlarged(self.kernels, x, up.conv, (2 * x.shape[1], 2 * x.shape[2]))
@@ -83,10 +83,11 @@ class ExactAutoencoder:
         return kernels.linear(kernels.attention(q, k, v, 1), out, residual=rows).view(x.shape)
 
 
-def strided_down(kernels: Kernels, x: Tensor, conv: nn.Conv2d) -> Tensor:
+def strided_down(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """`Downsample.forward` on (B, 2h + 1, 2w, C), the row below added already: padded on the right and below only, as
-    the published weights expect. → (B, h, w, C)"""
-    return strided(kernels, F.pad(x, (0, 0, 0, 1)), conv)
+    the published weights expect. → (B, h, w, C). Never a product of patches: strips would take it where the whole map
+    doesn't, for other bits."""
+    return as_torch(F.pad(x, (0, 0, 0, 1)), conv)
 
 
 def _nhwc(x: Tensor) -> Tensor:

@@ -187,11 +187,18 @@ def resnet(kernels: Kernels, block: ResnetBlock, x: Tensor, channel: Tensor | No
 
 def strided(kernels: Kernels, x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3×3 convolution of stride 2, NHWC to NHWC. Few, and a quarter of the pixels, so it has no kernel of its own;
-    but on a small map PyTorch's spends most of its time on the weights' layout, where a product of patches doesn't."""
+    but on a small map PyTorch's spends most of its time on the weights' layout, where a product of patches doesn't.
+
+    One picture's map decides, however many there are: a picture's numbers don't depend on the others'."""
     pad = 0 if conv.padding == (0, 0) else 1
     patches = F.pad(x, (0, 0, pad, pad, pad, pad)).unfold(1, 3, 2).unfold(2, 3, 2)  # (B, h, w, C, 3, 3)
-    if 2 * patches.shape[:3].numel() < conv.out_channels:
+    if 4 * patches.shape[1] * patches.shape[2] < conv.out_channels:
         return kernels.linear(patches.flatten(3), conv)
+    return as_torch(x, conv)
+
+
+def as_torch(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """PyTorch's own convolution, NHWC to NHWC."""
     out: Tensor = conv(x.permute(0, 3, 1, 2))
     return out.permute(0, 2, 3, 1).contiguous()
 

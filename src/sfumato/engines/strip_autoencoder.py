@@ -47,7 +47,7 @@ class StripAutoencoder:
                 height, width = x.size
                 x = Mapped(
                     x,
-                    partial(_reduced, self.kernels, down.conv),
+                    partial(_reduced, down.conv),
                     size=(height // 2, width // 2),
                     needs=lambda first, last: (2 * first, 2 * last + 1),
                 )
@@ -99,6 +99,6 @@ def _linear(kernels: Kernels, layer: nn.Conv2d, x: Tensor, _: int) -> Tensor:
     return kernels.linear(x, layer)
 
 
-def _reduced(kernels: Kernels, conv: nn.Conv2d, x: Tensor, count: int) -> Tensor:
+def _reduced(conv: nn.Conv2d, x: Tensor, count: int) -> Tensor:
     """`count` rows of the halved map: x has one row more than twice as many, except at the map's end."""
-    return strided_down(kernels, F.pad(x, (0, 0, 0, 0, 0, 2 * count + 1 - x.shape[1])), conv)
+    return strided_down(F.pad(x, (0, 0, 0, 0, 0, 2 * count + 1 - x.shape[1])), conv)
