@@ -91,6 +91,19 @@ def free_system_memory() -> int | None:
     return min(limits, default=None)
 
 
+_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
+
+def is_of_memory(error: Exception) -> bool:
+    """Whether it is one of torch's ways of saying that memory ran out."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # Only plain ones: torch.AcceleratorError speaks of memory too when a kernel read where it must not.
+    return type(error) is RuntimeError and any(words in str(error) for words in _OF_MEMORY)
+
+
 def return_freed_memory() -> None:
     """Have glibc give large blocks back to the system as soon as they are freed, which it does only at first. Nothing
     where the allocator is another."""

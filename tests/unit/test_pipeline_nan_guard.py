@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import load_pipeline
-from sfumato.errors import NumericalError
+from sfumato.errors import Cancelled, NumericalError
 from sfumato.pipeline import nan_guard
 from sfumato.pipeline.nan_guard import guarding
 from tiny_pipeline import reference_pipeline
@@ -92,6 +92,32 @@ def test_a_sampler_that_meets_nan_first_does_not_hide_the_layer(ahead: list[str]
         raise NumericalError("the sampler met NaN")
     with pytest.raises(NumericalError, match="the sampler met NaN"), guarding("it", network(), CPU):
         raise NumericalError("the sampler met NaN")
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (ValueError("a callback met NaN"), True),
+        (IndexError("so did a sampler"), True),
+        (Cancelled("stop"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (RuntimeError("can't allocate memory"), False),
+        (KeyboardInterrupt(), False),
+    ],
+    ids=repr,
+)
+def test_whatever_stumbles_over_nan_does_not_hide_the_layer(
+    ahead: list[str], error: BaseException, named: bool
+) -> None:
+    """Nothing is computed anew for who wants to stop, or where there is no memory for it."""
+    module = network()
+    with torch.no_grad():
+        module[0].bias[0] = math.nan
+    with pytest.raises(NumericalError if named else type(error)) as raised, guarding("it", module, CPU) as check:
+        check(module(torch.ones(1, 2)), lambda: module(torch.ones(1, 2)))
+        raise error
+    assert (raised.value.__context__ if named else raised.value) is error
+    assert ("read 0" in ahead) is named
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_sde", "dpm_adaptive"])

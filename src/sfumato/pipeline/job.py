@@ -27,7 +27,7 @@ from sfumato.pipeline.conditioning import Conditioning, encode_request, stack, s
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request, counted
 from sfumato.progress import Cancellation, OnProgress, Progress, Stage
-from sfumato.runtime import dtype_name, processor_name
+from sfumato.runtime import dtype_name, is_of_memory, processor_name
 from sfumato.safety.policy import screen
 from sfumato.safety.verdict import Checker, Verdict
 
@@ -303,18 +303,8 @@ def memory_errors(request: Request) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, OutOfMemory) or not _is_of_memory(error):
+        if isinstance(error, OutOfMemory) or not is_of_memory(error):
             raise
         raise OutOfMemory(
             f"{request.width}×{request.height} pixels need more memory than there is: choose a smaller size"
         ) from error
-
-
-_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-
-
-def _is_of_memory(error: Exception) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # Only plain ones: torch.AcceleratorError speaks of memory too when a kernel read where it must not.
-    return type(error) is RuntimeError and any(words in str(error) for words in _OF_MEMORY)

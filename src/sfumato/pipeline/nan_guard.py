@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import NumericalError
+from sfumato.errors import Cancelled, NumericalError
+from sfumato.runtime import is_of_memory
 
 # Hooks sit on modules that other threads run too: one search at a time, and each hook heeds its own thread only.
 _SEARCHING = threading.Lock()
@@ -48,8 +49,9 @@ def guarding(what: str, module: nn.Module, device: torch.device) -> Iterator[Che
 
     try:
         yield check
-    except NumericalError:  # a sampler that looks at its numbers may have met them first
-        settle()
+    except Exception as error:  # a sampler or a callback may have met the numbers first, and stumbled in its own way
+        if not isinstance(error, Cancelled) and not is_of_memory(error):
+            settle()
         raise
     settle()
 
