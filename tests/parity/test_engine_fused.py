@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -59,8 +60,16 @@ def test_every_group_norm_is_fused_in_a_twin_with_the_same_weights_and_the_netwo
 
 
 def test_without_triton_nothing_is_fused_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton.errors", None)
+    monkeypatch.setitem(sys.modules, "triton", None)
     assert why_not.__wrapped__("cpu") == "the package triton isn't installed"
+
+
+def test_a_triton_whose_errors_have_no_module_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = ModuleType("triton")
+    triton.__version__ = "3.0.0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    monkeypatch.setitem(sys.modules, "triton.errors", None)
+    assert why_not.__wrapped__("cpu").startswith("triton 3.0.0 has no triton.errors: install ")
 
 
 def test_the_norm_with_its_activation_is_both_to_the_bit() -> None:

@@ -44,9 +44,13 @@ def fused_twin(network: Network) -> Network:
 def why_not(device: str) -> str:
     """The reason nothing can be fused on a device here, "" where it can: a small norm is tried."""
     try:
-        from triton.errors import TritonError
+        import triton
     except ImportError:
         return "the package triton isn't installed"
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return f"triton {triton.__version__} has no triton.errors: install the version that torch's build brings"
     norm = FusedGroupNorm(GroupNormSiLU(1, 4)).to(device)
     try:
         norm(torch.zeros(1, 4, 2, 2, device=device))
