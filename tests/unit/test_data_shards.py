@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import pickle
 import tarfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 from made_data import Pictures, noise, pictures, write_tar
 from sfumato.data.reports import stats, verify
 from sfumato.data.samples import Sample, Subset, choose_caption
-from sfumato.data.shard_writer import as_stored, as_webp, write_shards
+from sfumato.data.shard_writer import _free_name, as_stored, as_webp, write_shards
 from sfumato.data.shards import ShardSet, index_path, open_shards
 from sfumato.data.streams import Stream
 from sfumato.errors import DataError, InvalidRequest, OutputError
@@ -150,6 +151,25 @@ def test_keys_of_every_kind_become_plain_names(tmp_path: Path, key: str) -> None
             assert not set("/\\ ") & set(name)
             assert name.count(".") == 1
     assert written.record(0).captions == ("x",)
+
+
+def test_a_key_that_comes_again_gets_the_next_free_number() -> None:
+    """Also where another key has that number's name, and in a time that grows with the samples, not their square."""
+
+    class Counted(set[str]):
+        asked = 0
+
+        def __contains__(self, name: object) -> bool:
+            Counted.asked += 1
+            return super().__contains__(name)
+
+    taken, repeats, names = Counted(), Counter[str](), []
+    for key in ("a~2", "a", "a", "b", "a~2", "a", *["c"] * 500):
+        names.append(_free_name(key, taken, repeats))
+        taken.add(names[-1])
+    assert names[:6] == ["a~2", "a", "a~3", "b", "a~2~2", "a~4"]
+    assert names[6:] == ["c", *(f"c~{number}" for number in range(2, 501))]
+    assert Counted.asked == len(names) + 1  # a~2 was another's
 
 
 def test_no_shard_without_samples(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -94,11 +94,12 @@ def write_shard(dataset: Dataset, encode: Encode, indices: Sequence[int], path: 
     A key names one sample of a shard, but shards that are put together may have it each: KEY comes again as KEY~2.
     """
     taken: set[str] = set()
+    repeats: Counter[str] = Counter()
     with path.open("w+b") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for index in indices:
                 record = dataset.record(index)
-                key = _free_name(record.key, taken)
+                key = _free_name(record.key, taken, repeats)
                 taken.add(key)
                 picture = encode(index)
                 _add(archive, f"{key}.{picture.suffix}", picture.data)
@@ -117,10 +118,16 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(member, io.BytesIO(data))
 
 
-def _free_name(key: str, taken: Collection[str]) -> str:
-    """The member's name of the key, or of KEY~2, KEY~3 and on where that is taken."""
-    names = (_member_name(key if number == 1 else f"{key}~{number}") for number in itertools.count(1))
-    return next(name for name in names if name not in taken)
+def _free_name(key: str, taken: Collection[str], repeats: Counter[str]) -> str:
+    """The member's name of the key, or of KEY~2, KEY~3 and on where that is taken.
+
+    `repeats` holds the last number given to each key, where the search goes on: what was taken stays so.
+    """
+    while True:
+        repeats[key] += 1
+        name = _member_name(key if repeats[key] == 1 else f"{key}~{repeats[key]}")
+        if name not in taken:
+            return name
 
 
 def _member_name(key: str) -> str:
