@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,14 @@ from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
+from sfumato.nn.stored import stored_layers
+from sfumato.pipeline import memory
 from sfumato.pipeline.caches import cleared, contents
 from sfumato.pipeline.convert import convert
 from sfumato.pipeline.model import Model, load_model
+from sfumato.pipeline.model_files import open_model
 from sfumato.pipeline.warm_start import entries, warm, warm_folder
+from sfumato.weights import mapper
 from sfumato.weights.checkpoint import Checkpoint
 from tiny_pipeline import POCKET
 
@@ -146,3 +151,23 @@ def test_a_file_of_another_hash_has_no_entry(half: Path, monkeypatch: pytest.Mon
     known[str(half.resolve())]["sha256"] = "0" * 64
     hashes.write_text(json.dumps(known))
     assert read_from(monkeypatch, half) == {half}
+
+
+@pytest.mark.parametrize("engine", ["winograd", "eager"])
+def test_where_float32_is_too_much_the_smaller_file_is_read(
+    half: Path, engine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernels hold what fits as it is stored; eager would widen it, and leaves it in the file it came from."""
+    monkeypatch.setattr(mapper, "_LARGE", 64)
+    warm(half, dtype=torch.float32)
+    with open_model(half) as files:
+        numbers = sum(prod(entry.shape) for part in files.parts.values() for entry in part.entries)
+    for free, dtype in ((4 * numbers / 0.59, torch.float32), (4 * numbers / 0.7, torch.float16)):
+        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: int(free))
+        model = load_model(half, name="half", device=torch.device("cpu"), dtype=torch.float32, engine=engine)
+        stored = list(stored_layers(model.unet))
+        assert {layer.weight.dtype for layer in stored} <= {dtype}
+        left_in_file = engine == "eager" and dtype is torch.float16
+        assert any(layer.pages is not None for layer in stored) is left_in_file
+        assert ("memory auto: the model takes" in caplog.text) is left_in_file
+        assert bool(stored) is (engine == "winograd" or left_in_file)

@@ -6,8 +6,9 @@ to what was measured (docs/memory.md) and rather below it, since a run that woul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,6 +95,20 @@ def settle(modules: Sequence[nn.Module], engine: Engine, memory: str, device: to
         )
     for module in modules:
         widen(module)
+
+
+def warm_fits(shapes: Iterable[Sequence[int]], engine: str, memory: str, device: torch.device) -> bool:
+    """Whether to read a model's warm parts: `shapes` are its weights', `engine` the name that was asked for.
+
+    What is to be left in its file is smallest where it came from. `settle` does so in `auto` by what was loaded: the
+    warm parts are no choice where they would have it done, since the model may fit as its own file stores it.
+    """
+    if memory != "auto":
+        return False
+    if device.type != "cpu" or engine not in _STREAM | {"auto"}:
+        return True
+    free = free_memory(device)
+    return free is None or 4 * sum(map(prod, shapes)) <= _SHARE * free
 
 
 _SHARE = 0.6  # of free memory, for the weights in `auto`

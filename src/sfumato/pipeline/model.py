@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from sfumato.models import compvis
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipText
 from sfumato.models.unet import UNet
-from sfumato.pipeline.memory import settle, tiling_in
+from sfumato.pipeline.memory import settle, tiling_in, warm_fits
 from sfumato.pipeline.model_files import ModelFiles, Part, naming, open_model
 from sfumato.pipeline.warm_start import warm_parts
 from sfumato.progress import OnProgress, Progress, ignore
@@ -113,7 +114,8 @@ def load_model(
 ) -> Model:
     """Read a model in either layout onto a device, tensor by tensor from the memory map, and start its engine.
 
-    Parts that `warm_start.warm` has written before are read from there: the same numbers, in less time and memory.
+    Parts that `warm_start.warm` has written before are read from there: the same numbers, in less time and memory;
+    not where `warm_fits` says that their own files are the smaller choice.
 
     `memory` is one of `engines.names.MEMORY_MODES`; `vae_tiling` None is what belongs to it. Raises as `open_model`,
     `engines.catalog.start`, `tiling_in` and `settle` do, and `InvalidConfig` for parts that don't fit each other.
@@ -122,11 +124,11 @@ def load_model(
     with open_model(path, vae=vae, ema=ema, variant=variant) as files:
         tokenizer, noise_schedule = check_fit(files)
         weights = _weight_files(files)
-        with warm_parts(files, dtype) as warm:
+        shapes = (entry.shape for part in files.parts.values() for entry in part.entries)
+        with warm_parts(files, dtype) if warm_fits(shapes, engine, memory, device) else nullcontext({}) as warm:
             for step, (part_name, part) in enumerate(files.parts.items()):
                 on_progress(Progress(stage="load", step=step, steps=len(files.parts)))
-                # What is to stay in its file is smallest where it came from.
-                _fill(warm.get(part_name, part) if memory == "auto" else part, dtype, device)
+                _fill(warm.get(part_name, part), dtype, device)
         on_progress(Progress(stage="load", step=len(files.parts), steps=len(files.parts)))
         unet, autoencoder, text_encoder = files.unet.module, files.vae.module, files.text_encoder.module
         started = start(engine, unet, autoencoder, tiling=tiling)
