@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -125,7 +125,8 @@ def load_model(
         tokenizer, noise_schedule = check_fit(files)
         weights = _weight_files(files)
         shapes = (entry.shape for part in files.parts.values() for entry in part.entries)
-        with warm_parts(files, dtype) if warm_fits(shapes, engine, memory, device) else nullcontext({}) as warm:
+        with ExitStack() as stack:
+            warm = stack.enter_context(warm_parts(files, dtype)) if warm_fits(shapes, engine, memory, device) else {}
             for step, (part_name, part) in enumerate(files.parts.items()):
                 on_progress(Progress(stage="load", step=step, steps=len(files.parts)))
                 _fill(warm.get(part_name, part), dtype, device)
