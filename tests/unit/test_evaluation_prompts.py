@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from made_data import emoji_set
@@ -91,11 +92,16 @@ def test_a_data_sets_captions_and_pictures(tmp_path: Path) -> None:
 def test_labels_are_spread_over_what_the_embedded_model_was_taught(tmp_path: Path) -> None:
     emoji = emoji_set(tmp_path / "shards", ["twemoji"])
     taught = {s.noun.single: s for s in emoji.split("train", ["twemoji"])}
-    prompts, _, indices = label_prompts(tmp_path / "shards", 3)
-    assert prompts.texts == [sorted(taught)[i * len(taught) // 3] for i in range(3)]
-    assert indices == [taught[text].index for text in prompts.texts]
+    names = sorted(taught)
+    for count in (3, 7):
+        prompts, _, indices = label_prompts(tmp_path / "shards", count)
+        assert prompts.texts == sorted(set(prompts.texts)) and len(prompts.texts) == count
+        assert indices == [taught[text].index for text in prompts.texts]
+        places = [names.index(text) for text in prompts.texts]
+        gaps = np.diff([*places, places[0] + len(names)])  # the last one goes on at the first
+        assert gaps.max() - gaps.min() <= 1
     everything, _, _ = label_prompts(tmp_path / "shards", 10_000)
-    assert everything.texts == sorted(taught)
+    assert everything.texts == names
 
 
 def test_scenes_are_held_out_ones(tmp_path: Path) -> None:
