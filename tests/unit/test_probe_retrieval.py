@@ -37,6 +37,22 @@ def test_the_same_words_twice_are_one_caption_and_a_tie_is_lost() -> None:
     np.testing.assert_array_equal(ranks(pictures, captions, ["a", "b", "c"], 3), [1, 1, 2])
 
 
+def test_a_remainder_chooses_among_the_last_as_many() -> None:
+    rng = np.random.default_rng(1)
+    captions = rng.normal(size=(101, 6))
+    pictures, texts = captions + 3 * rng.normal(size=(101, 6)), [f"caption {i}" for i in range(101)]
+    pictures[100] = -captions[100]  # nothing is less like it
+    found = ranks(pictures, captions, texts, 100)
+    assert len(found) == 101 and found[100] == 99
+    np.testing.assert_array_equal(found[:100], ranks(pictures[:100], captions[:100], texts[:100], 100))
+
+
+def test_one_caption_is_nothing_to_choose_from() -> None:
+    for rows, texts in ((3, ["a", "a", "a"]), (4, ["b", "c", "a", "a"])):
+        with pytest.raises(InvalidRequest, match="all captions to choose from are 'a'"):
+            ranks(np.eye(4)[:rows], np.eye(4)[:rows], texts, 2)
+
+
 def test_what_does_not_pair_up_is_refused() -> None:
     captions = np.eye(4)
     with pytest.raises(InvalidRequest, match="3 pictures and 4 captions"):

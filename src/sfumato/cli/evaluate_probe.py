@@ -210,20 +210,20 @@ def retrieval(
 
     sfumato evaluate probe retrieval out --clip retriever --reference real
     """
+    import numpy as np
+
     from sfumato.report.evaluation.reference import read_folder
     from sfumato.report.probes.retrieval import KS, retrieved
 
     plan, prompts, chosen = _cell(folder, cell)
-    shown = {"painted": _pictures(folder, plan, chosen)}
-    if reference is not None:
-        shown["real"] = read_folder(user_path(reference))
-    shown["shuffled"] = [*shown["painted"][1:], shown["painted"][0]]
     embedder = _clip(clip)
+    shown = {"painted": embedder.features(_pictures(folder, plan, chosen))["clip"]}
+    if reference is not None:
+        shown["real"] = embedder.features(read_folder(user_path(reference)))["clip"]
+    # By half of the list: neighbours in a list of labels, which goes by their names, are alike.
+    shown["shuffled"] = np.roll(shown["painted"], len(shown["painted"]) // 2, axis=0)
     captions = embedder.texts(prompts.texts)
-    found = {
-        name: retrieved(embedder.features(pictures)["clip"], captions, prompts.texts, among)
-        for name, pictures in shown.items()
-    }
+    found = {name: retrieved(rows, captions, prompts.texts, among) for name, rows in shown.items()}
     if as_json:
         write_json({name: {"asked": f.asked, **{f"top{k}": f.hits[k] for k in KS}} for name, f in found.items()})
         return

@@ -27,8 +27,9 @@ def ranks(pictures: NDArray[Any], captions: NDArray[Any], texts: Sequence[str], 
     """How many other captions fit each picture better than its own (N,); 0: its own is first.
 
     Embeddings (N, D) of pictures and of their captions, whose words are `texts`. Each picture is compared with the
-    captions of its own group of `among` that follow each other; captions of the same words count once. A tie is lost.
-    `InvalidRequest` where they don't pair up or there is nothing to choose from.
+    captions of its own group of `among` that follow each other, those of a remainder with the last `among`; captions of
+    the same words count once. A tie is lost. `InvalidRequest` where they don't pair up or there is nothing to choose
+    from.
     """
     rows, words = _unit(feature_set(pictures)), _unit(feature_set(captions, "captions"))
     same_width(rows, words)
@@ -38,10 +39,13 @@ def ranks(pictures: NDArray[Any], captions: NDArray[Any], texts: Sequence[str], 
         raise InvalidRequest(f"one caption among {among}: ask for 2 or more")
     found = []
     for start in range(0, len(rows), among):
-        group = range(start, min(start + among, len(rows)))
-        places = {texts[i]: i for i in reversed(group)}  # words: where they first come
-        similar = rows[group] @ words[list(places.values())].T
-        own = similar[np.arange(len(group)), [list(places).index(texts[i]) for i in group]]
+        stop = min(start + among, len(rows))
+        asked, choices = range(start, stop), range(max(stop - among, 0), stop)
+        places = {texts[i]: i for i in reversed(choices)}  # words: where they first come
+        if len(places) < 2:
+            raise InvalidRequest(f"all captions to choose from are {texts[start][:60]!r}: give two different ones")
+        similar = rows[asked] @ words[list(places.values())].T
+        own = similar[np.arange(len(asked)), [list(places).index(texts[i]) for i in asked]]
         found.append((similar >= own[:, None]).sum(axis=1) - 1)
     return np.concatenate(found)
 
