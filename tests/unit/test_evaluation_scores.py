@@ -21,7 +21,7 @@ from sfumato.data.scenes import BACKGROUNDS
 from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.pictures.pixels import Pixels
 from sfumato.report.evaluation.comparing import compare, parse_side, summary
-from sfumato.report.evaluation.curves import curves, table
+from sfumato.report.evaluation.curves import choose_distance, curves, drawable, table
 from sfumato.report.evaluation.feature_cache import cached_features
 from sfumato.report.evaluation.page import report_page
 from sfumato.report.evaluation.painting import picture_path
@@ -194,6 +194,29 @@ def test_curves_go_by_growing_guidance() -> None:
     assert points[0].x == (0.24, 0.24, 0.24)
     with pytest.raises(InvalidRequest, match="there are frechet/inception/pytorch-fid, clip-score"):
         curves(DOCUMENT, "clip-score", "fid")
+
+
+def with_scores(*names: str) -> dict[str, Any]:
+    value = {"value": 1.0, "low": None, "high": None}
+    return DOCUMENT | {"cells": [cell | {"scores": dict.fromkeys(names, value)} for cell in DOCUMENT["cells"]]}
+
+
+def test_a_curve_needs_the_clip_score_and_a_distance() -> None:
+    assert drawable(DOCUMENT) and drawable(with_scores("cmmd", "clip-score"))
+    for names in (("clip-score",), ("cmmd", "preference/x"), ("clip-score", "preference/x", "preferred/x")):
+        assert not drawable(with_scores(*names))
+    with pytest.raises(InvalidRequest, match="no distance to a reference"):
+        choose_distance(with_scores("clip-score", "preference/x"))
+
+
+def test_the_page_of_likings_alone_has_no_curve(run: Path) -> None:
+    score_run(run, [MeanColours()], Reference(pictures=tuple(coloured(30, 9))), SETTINGS)
+    document = read_scores(run)
+    for cell in document["cells"]:
+        cell["scores"] = with_scores("clip-score", "preference/x")["cells"][0]["scores"]
+    (run / "scores.json").write_text(json.dumps(document))
+    page = report_page(run, examples=1)
+    assert "Preference score (x)" in page and 'class="curves"' not in page
 
 
 def test_the_table_leaves_out_what_all_cells_share() -> None:

@@ -284,6 +284,7 @@ def reproduce_card(
     sfumato evaluate reproduce-card v1-4 --prompts captions_val2017.json --reference val2017
     --inception pt_inception-2015-12-05-6726825d.pth --clip clip-vit-large-patch14
     """
+    from sfumato.report.evaluation.curves import drawable
     from sfumato.report.evaluation.page import save_page
     from sfumato.report.evaluation.plotting import save_plot
 
@@ -297,8 +298,7 @@ def reproduce_card(
         write_line(f"{out}: shard {shard} is painted; score when all are")
         return
     document = _score(out, judges, reference, statistics, resamples, level)
-    drawable = "clip-score" in document["cells"][0]["scores"] and len(document["cells"][0]["scores"]) > 1
-    for suffix in (".svg", ".png") if drawable else ():
+    for suffix in (".svg", ".png") if drawable(document) else ():
         save_plot(document, out / f"curves{suffix}", overwrite=True)
     save_page(out, out / "report.html", overwrite=True)
     _show_scores(document, as_json)

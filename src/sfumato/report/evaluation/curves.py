@@ -35,6 +35,12 @@ def available(document: Mapping[str, Any]) -> list[str]:
     return [name for name in cells[0]["scores"] if all(name in cell["scores"] for cell in cells)] if cells else []
 
 
+def drawable(document: Mapping[str, Any]) -> bool:
+    """Whether there is a curve to draw: the CLIP score, and a distance that `choose_distance` finds."""
+    there = available(document)
+    return AGREEMENT in there and any(name in there for name in DISTANCES)
+
+
 def choose_distance(document: Mapping[str, Any]) -> str:
     """The distance to draw. `InvalidRequest` where there is none."""
     there = available(document)

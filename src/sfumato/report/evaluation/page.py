@@ -16,7 +16,7 @@ from PIL import Image
 from sfumato.errors import MissingExtra
 from sfumato.files import write_text
 from sfumato.pictures.opening import open_picture
-from sfumato.report.evaluation.curves import available, table
+from sfumato.report.evaluation.curves import drawable, table
 from sfumato.report.evaluation.painting import picture_path
 from sfumato.report.evaluation.plan import Plan, read_run
 from sfumato.report.evaluation.plotting import plot
@@ -96,7 +96,7 @@ def _notes(notes: Sequence[str]) -> str:
 
 def _curves(document: Mapping[str, Any]) -> str:
     """Left out where there is nothing to draw, or nothing to draw with."""
-    if "clip-score" not in available(document) or len(available(document)) < 2:
+    if not drawable(document):
         return ""
     try:
         drawn = plot(document, ".svg", published=True).decode()
