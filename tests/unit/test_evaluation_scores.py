@@ -25,7 +25,7 @@ from sfumato.report.evaluation.curves import choose_distance, curves, drawable, 
 from sfumato.report.evaluation.feature_cache import cached_features
 from sfumato.report.evaluation.page import report_page
 from sfumato.report.evaluation.painting import picture_path
-from sfumato.report.evaluation.plan import make_plan, start
+from sfumato.report.evaluation.plan import make_plan, read_run, start
 from sfumato.report.evaluation.plotting import plot
 from sfumato.report.evaluation.prompts import Prompt, pinned
 from sfumato.report.evaluation.protocols import Protocol
@@ -33,6 +33,7 @@ from sfumato.report.evaluation.reference import Reference, read_folder, read_mom
 from sfumato.report.evaluation.scoring import (
     References,
     Settings,
+    pictures_seen,
     preferences,
     read_scores,
     reference_features,
@@ -40,6 +41,7 @@ from sfumato.report.evaluation.scoring import (
     score_run,
 )
 from sfumato.report.features.network import Identity
+from sfumato.report.features.preference import Preference
 from sfumato.report.metrics.frechet import Gaussian, frechet_distance
 from sfumato.report.metrics.kernel_distances import kid
 from sfumato.report.probes.bias import counted
@@ -108,6 +110,15 @@ def test_features_are_computed_once_and_again_when_a_picture_changes(run: Path) 
     Image.fromarray(coloured(1, 77)[0]).save(next((run / "pictures").rglob("000002.png")))
     score_run(run, [network], reference, SETTINGS)
     assert network.seen == 42
+
+
+def test_the_pictures_told_are_those_counted_before(run: Path) -> None:
+    networks, reference, told = [MeanColours()], Reference(pictures=tuple(coloured(30, 9))), list[int]()
+    score_run(run, networks, reference, SETTINGS, on_pictures=told.append)
+    plan, _ = read_run(run)
+    assert sum(told) == pictures_seen(plan, networks, reference) == 38
+    liking = object.__new__(Preference)  # unloaded: only its kind counts
+    assert pictures_seen(plan, [*networks, liking], reference) == 38 + 8
 
 
 def test_preferred_is_the_share_of_pairs_won() -> None:

@@ -360,7 +360,7 @@ def _score(
     from sfumato.report.evaluation.plan import read_plan
     from sfumato.report.evaluation.protocols import protocol_names, read_protocol
     from sfumato.report.evaluation.reference import read_reference
-    from sfumato.report.evaluation.scoring import Settings, score_run
+    from sfumato.report.evaluation.scoring import Settings, pictures_seen, score_run
 
     plan = read_plan(folder)
     side = read_protocol(plan.protocol).reference_side if plan.protocol in protocol_names() else None
@@ -368,8 +368,7 @@ def _score(
         user_path(reference) if reference is not None else None, statistics_files(statistics), side=side
     )
     loaded = judges()
-    pictures = (plan.count * len(plan.cells) + len(known.pictures)) * max(len(loaded), 1)
-    with tracking(pictures) as tracker:
+    with tracking(pictures_seen(plan, loaded, known)) as tracker:
         settings = Settings(resamples=resamples, level=level)
         return score_run(folder, loaded, known, settings, on_pictures=tracker.done)
 

@@ -111,6 +111,12 @@ def score_run(
     return document
 
 
+def pictures_seen(plan: Plan, networks: Sequence[Network], reference: Reference) -> int:
+    """How many pictures `score_run` shows to networks where none is cached: judges of liking see no reference."""
+    others = sum(not isinstance(network, Preference) for network in networks)
+    return plan.count * len(plan.cells) * len(networks) + len(reference.pictures) * others
+
+
 def preferences(name: str, liked: Floats, number: int, settings: Settings) -> dict[str, Estimate]:
     """Of cell `number` among cells with scores `liked` (cells, prompts): the mean, and the share of pairs with the
     other cells' pictures of the same prompt in which its own has the higher score (half a pair where they are equal).
