@@ -11,6 +11,7 @@ import pytest
 from command_line import Cli
 
 import sfumato
+from sfumato import load_pipeline
 from sfumato.weights.registry import Record, change_records
 from sfumato.weights.store import ALIASES
 
@@ -121,6 +122,37 @@ def test_a_card_with_the_evaluation_of_other_weights_says_so(cli: Cli, folder: P
     (folder / "scores.json").rename(folder / "brought" / "scores.json")
     brought = cli("card", "./brought")
     assert "| 3 | 9 | 0.25 |" in brought.lines
+
+
+def test_files_that_are_not_read_are_no_other_weights(cli: Cli, folder: Path) -> None:
+    """A safety checker and another variant beside them change neither what pictures say nor what the card compares."""
+    shutil.copytree(POCKET, folder / "mine")
+    (folder / "mine" / "safety_checker").mkdir()
+    for extra in ("safety_checker/model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"):
+        shutil.copy(POCKET / "vae" / "diffusion_pytorch_model.safetensors", folder / "mine" / extra)
+    said = load_pipeline(folder / "mine", device="cpu").model.sha256
+    cell = {"guidance_scale": 3.0, "pictures": 9, "scores": {"clip-score": {"value": 0.25}}}
+    scores = {"protocol": "pocket", "cells": [cell], "made_with": {"m": {"model_sha256": said}}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    shown = cli("card", "./mine", "--evaluation", "scores.json")
+    assert shown.code == 0 and "other weights" not in shown.err
+    assert f"together `{said}`" in shown.out and "fp16" not in shown.out
+
+
+def test_a_folders_own_evaluation_and_picture_go_together(cli: Cli, folder: Path) -> None:
+    shutil.copytree(POCKET, folder / "brought")
+    (folder / "brought" / "curves.png").write_bytes(b"")
+    assert "curves.png" not in cli("card", "./brought").out  # a picture of no scores
+    cell = {"guidance_scale": 3.0, "pictures": 9, "scores": {"clip-score": {"value": 0.25}}}
+    (folder / "scores.json").write_text(json.dumps({"protocol": "pocket", "cells": [cell]}))
+    shutil.copy(folder / "scores.json", folder / "brought")
+    assert "refers to curves.png" in cli("card", "./brought", "--out", "CARD.md").err
+    beside = cli("card", "./brought", "--out", "brought/CARD.md")
+    assert "refers to" not in beside.err and "(<curves.png>)" in (folder / "brought" / "CARD.md").read_text("utf-8")
+    (folder / "brought" / "scores.json").write_text("{")
+    assert cli("card", "./brought").code == 2
+    given = cli("card", "./brought", "--evaluation", "scores.json")
+    assert given.code == 0 and "| 3 | 9 | 0.25 |" in given.lines
 
 
 @pytest.mark.parametrize(

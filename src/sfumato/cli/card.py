@@ -77,19 +77,18 @@ def card(
     location = resolve(model, offline=True)
     traits = read_traits(location.path)
     known = _facts(facts, location, traits)
-    found, picture = evaluation_in(location.path) if location.path.is_dir() else (None, None)
-    if evaluation is not None:
-        found, picture = read_evaluation(evaluation), None
+    found, picture = evaluation_in(location.path) if evaluation is None else (read_evaluation(evaluation), None)
+    picture = plot or picture
     if found is not None and found.models and traits.sha256 not in found.models:
         logger.warning("the evaluation is of other weights than those of %s", location.name)
-    if plot is not None and "://" not in plot and out is not None and not (out.parent / plot).is_file():
-        logger.warning("%s refers to %s, which isn't there as seen from its folder", out, plot)
+    if picture is not None and "://" not in picture and out is not None and not (out.parent / picture).is_file():
+        logger.warning("%s refers to %s, which isn't there as seen from its folder", out, picture)
     text = make_card(
         traits,
         replace(known, name=known.name or location.name),
         call=location.hub_id or (location.name if location.source == "embedded" else SOMEWHERE),
         evaluation=found,
-        plot=plot or picture,
+        plot=picture,
     )
     if check:
         _check(text, out or location.path / README, as_json)

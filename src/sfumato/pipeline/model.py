@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,10 +93,15 @@ class Model:
         name of their part, and the last step of a file that has averages adds a line. Raises `CheckpointError` for a
         file that has changed since.
         """
-        if not self.last_step and all(file.path == self.path for file in self.weights):
-            return self.weights[0].sha256
-        lines = [f"{file.sha256}  {file.name}\n" for file in self.weights] + ["last step\n"] * self.last_step
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return weights_sha256(self.path, self.weights, last_step=self.last_step)
+
+
+def weights_sha256(path: Path, weights: Sequence[WeightFile], *, last_step: bool = False) -> str:
+    """`Model.sha256` of the model at `path` that was read from `weights`."""
+    if not last_step and all(file.path == path for file in weights):
+        return weights[0].sha256
+    lines = [f"{file.sha256}  {file.name}\n" for file in weights] + ["last step\n"] * last_step
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def load_model(
@@ -123,7 +129,7 @@ def load_model(
     tiling = tiling_in(memory, vae_tiling)
     with open_model(path, vae=vae, ema=ema, variant=variant) as files:
         tokenizer, noise_schedule = check_fit(files)
-        weights = _weight_files(files)
+        weights = files_read(files)
         shapes = (entry.shape for part in files.parts.values() for entry in part.entries)
         with ExitStack() as stack:
             warm = stack.enter_context(warm_parts(files, dtype)) if warm_fits(shapes, engine, memory, device) else {}
@@ -203,7 +209,7 @@ def check_fit(files: ModelFiles) -> tuple[Tokenizer, NoiseSchedule]:
     return tokenizer, noise_schedule
 
 
-def _weight_files(files: ModelFiles) -> tuple[WeightFile, ...]:
+def files_read(files: ModelFiles) -> tuple[WeightFile, ...]:
     """Each file once for each part read from it, named within the model's folder or, from elsewhere, by the part."""
     return tuple(
         WeightFile(

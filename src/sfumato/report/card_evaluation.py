@@ -72,9 +72,13 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def evaluation_in(folder: Path) -> tuple[Evaluation | None, str | None]:
-    """The evaluation that a model's folder brings (scores.json), and the name of its picture (curves.png or .svg)."""
-    plot = next((name for name in PLOTS if (folder / name).is_file()), None)
-    return (read_evaluation(folder) if (folder / SCORES).is_file() else None), plot
+    """The evaluation that a model's folder brings (scores.json), and the name of its picture (curves.png or .svg).
+
+    A picture without its scores is no evaluation's. Raises as `read_evaluation` does.
+    """
+    if not (folder / SCORES).is_file():
+        return None, None
+    return read_evaluation(folder), next((name for name in PLOTS if (folder / name).is_file()), None)
 
 
 def _basis(values: Mapping[str, Any]) -> Iterator[str]:

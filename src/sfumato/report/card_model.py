@@ -11,8 +11,9 @@ from typing import Any
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
+from sfumato.pipeline.model import files_read, weights_sha256
 from sfumato.pipeline.model_files import ModelFiles, Part, open_model
-from sfumato.weights.registry import hash_files, model_hash
+from sfumato.weights.registry import file_hash
 
 _LONGEST = 40  # characters of a word in a config
 
@@ -29,7 +30,8 @@ class PartTraits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTraits:
-    """A model as its files are. `size` is the pixels of a side; `files` has the SHA-256 of each weight file by name."""
+    """A model as its files are. `size` is the pixels of a side; `files` has the SHA-256 of each weight file that
+    is read, by name; `sha256` is what pictures made with these say (`Model.sha256`)."""
 
     layout: str
     size: int
@@ -53,8 +55,9 @@ class ModelTraits:
 
 
 def read_traits(path: Path) -> ModelTraits:
-    """Open the model at `path` and hash its weights. Raises as `open_model` does."""
+    """Open the model at `path` and hash the weights that are read. Raises as `open_model` does."""
     with open_model(path) as files:
+        weights = files_read(files)
         unet, vae, text = files.unet.module.config, files.vae.module.config, files.text_encoder.module.config
         return ModelTraits(
             layout=files.layout,
@@ -69,8 +72,11 @@ def read_traits(path: Path) -> ModelTraits:
             safety_checker=files.safety_checker is not None,
             ema=files.ema,
             parts=_parts(files),
-            files=hash_files(path),
-            sha256=model_hash(path),
+            files={
+                path.name if file == path else name: file_hash(file, fresh=True)
+                for file, name in {file.path: file.name for file in weights}.items()
+            },
+            sha256=weights_sha256(path, weights),
         )
 
 

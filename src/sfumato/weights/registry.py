@@ -100,9 +100,9 @@ def model_hash(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of one file, remembered as `model_hash` remembers it. Raises `CheckpointError`."""
-    return _hash(path, fresh=False)
+def file_hash(path: Path, *, fresh: bool = False) -> str:
+    """SHA-256 of one file, remembered as `model_hash` remembers it; `fresh` reads it now. Raises `CheckpointError`."""
+    return _hash(path, fresh=fresh)
 
 
 def remembered_hash(path: Path) -> str | None:
