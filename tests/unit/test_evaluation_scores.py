@@ -33,6 +33,7 @@ from sfumato.report.evaluation.reference import Reference, read_folder, read_mom
 from sfumato.report.evaluation.scoring import (
     References,
     Settings,
+    check_reference,
     pictures_seen,
     preferences,
     read_scores,
@@ -141,8 +142,10 @@ def test_few_pictures_for_many_features_are_told(caplog: pytest.LogCaptureFixtur
         score({"x": rows}, References(features={}, gaussians={}), None, SETTINGS)
     with pytest.raises(InvalidRequest, match="give two or more"):
         score({"x": rows[:1]}, references, None, SETTINGS)
-    with pytest.raises(InvalidRequest, match="no network here has features 'x': there are y"):
-        score({"y": rows}, references, None, SETTINGS)
+    with pytest.raises(InvalidRequest, match="no network here has features 'x': there are colours"):
+        check_reference([MeanColours()], ["x"], pictures=False)
+    with pytest.raises(InvalidRequest, match="preference scores have no reference"):
+        check_reference([object.__new__(Preference)], [], pictures=True)
     with pytest.raises(InvalidRequest, match="the reference is one picture"):
         reference_features(tmp_path, [MeanColours()], Reference(pictures=tuple(coloured(1, 9))))
 

@@ -287,11 +287,15 @@ def reproduce_card(
     from sfumato.report.evaluation.curves import drawable
     from sfumato.report.evaluation.page import save_page
     from sfumato.report.evaluation.plotting import save_plot
+    from sfumato.report.evaluation.scoring import check_reference
 
     judges = partial(networks, inception=inception, clip=clip, efficientnet=efficientnet, preference=preference)
     # Whatever is missing is found out before a day of painting, which then has the memory to itself.
-    if not judges():
+    loaded = judges()
+    if not loaded:
         raise InvalidRequest("nothing to score with: give --inception FILE and --clip FOLDER")
+    check_reference(loaded, statistics_files(statistics), pictures=reference is not None)
+    del loaded
     chosen = adapted(protocol, count=count, guidance=None, samplers=None, steps=None)
     _paint(out, model, prompts, chosen, loading_options(given), shard=shard)
     if shard is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ def score_run(
         )
     judges = [network for network in networks if isinstance(network, Preference)]
     others = [network for network in networks if not isinstance(network, Preference)]
+    check_reference(networks, reference.moments, pictures=bool(reference.pictures))
     references = reference_features(folder, others, reference, on_pictures=on_pictures)
     clip = next((network for network in others if isinstance(network, ClipFeatures)), None)
     texts = clip.texts(prompts.texts) if clip is not None else None
@@ -109,6 +110,21 @@ def score_run(
     }
     write_text(folder / SCORES, json.dumps(document, ensure_ascii=False, indent=1) + "\n", overwrite=True)
     return document
+
+
+def check_reference(networks: Sequence[Network], spaces: Collection[str], *, pictures: bool) -> None:
+    """`InvalidRequest` where a reference, statistics of `spaces` or pictures, would be compared with nothing."""
+    others = [network for network in networks if not isinstance(network, Preference)]
+    if not others and (spaces or pictures):
+        raise InvalidRequest(
+            "preference scores have no reference: leave it out or add --efficientnet, --clip FOLDER or --inception FILE"
+        )
+    if not spaces:
+        return
+    grey = np.full((64, 64, 3), 127, np.uint8)  # a network's spaces are those it answers in
+    there = [space for network in others for space in network.features([grey])]
+    if unknown := sorted(set(spaces) - set(there)):
+        raise InvalidRequest(f"no network here has features {unknown[0]!r}: there are {', '.join(there)}")
 
 
 def pictures_seen(plan: Plan, networks: Sequence[Network], reference: Reference) -> int:
@@ -166,8 +182,6 @@ def score(
     """The metrics of one set of pictures: `frechet/SPACE`, `frechet-infinity/SPACE` and `kid/SPACE` for each space
     with a reference, `cmmd` and `clip-score` for CLIP's (texts (N, D) of the N pictures)."""
     found: dict[str, Estimate] = {}
-    if unknown := sorted(set(references.gaussians) - set(features)):
-        raise InvalidRequest(f"no network here has features {unknown[0]!r}: there are {', '.join(features)}")
     for space, rows in features.items():
         gaussian, real = references.gaussians.get(space), references.features.get(space)
         if space == CLIP:
