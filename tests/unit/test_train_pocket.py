@@ -123,7 +123,7 @@ def test_the_exported_model_loads_and_has_the_newest_decoder(trained: Pocket, tm
     torch.testing.assert_close(model.autoencoder.decoder.conv_out.weight, decoder, atol=1e-3, rtol=1e-3)
     unet = weights_of_run(trained.folder / "scenes-annealed")["unet.conv_in.weight"]
     torch.testing.assert_close(model.unet.conv_in.weight, unet, atol=1e-3, rtol=1e-3)
-    assert model.guidance_scale == 4.0  # as the recipe has it
+    assert model.guidance_scale == 3.0  # as the recipe has it
 
 
 def test_encoding_tells_how_far_it_is_and_stops_when_asked(trained: Pocket, tmp_path: Path, emoji: Path) -> None:
