@@ -141,7 +141,7 @@ def test_files_that_are_not_read_are_no_other_weights(cli: Cli, folder: Path) ->
 
 def test_a_folders_own_evaluation_and_picture_go_together(cli: Cli, folder: Path) -> None:
     shutil.copytree(POCKET, folder / "brought")
-    (folder / "brought" / "curves.png").write_bytes(b"")
+    (folder / "brought" / "scores.json").unlink()
     assert "curves.png" not in cli("card", "./brought").out  # a picture of no scores
     cell = {"guidance_scale": 3.0, "pictures": 9, "scores": {"clip-score": {"value": 0.25}}}
     (folder / "scores.json").write_text(json.dumps({"protocol": "pocket", "cells": [cell]}))

@@ -96,7 +96,7 @@ def test_pictures(golden: Golden, pipeline: Pipeline, prefix: str) -> None:
             sampler=sampler,
             spacing=spacing,
             steps=20,
-            guidance_scale=5.0,
+            guidance_scale=3.0,
             latents=torch.from_numpy(golden["noise"]),
         )
     close(latents[0], golden[f"{prefix}latents_final"])
@@ -108,7 +108,7 @@ def test_pictures(golden: Golden, pipeline: Pipeline, prefix: str) -> None:
 
 def test_the_seed_draws_the_golden_noise(golden: Golden, pipeline: Pipeline) -> None:
     with recorded_latents() as latents:
-        pipeline.generate(PROMPT, steps=20, guidance_scale=5.0, seed=0)
+        pipeline.generate(PROMPT, steps=20, guidance_scale=3.0, seed=0)
     close(latents[0], golden["latents_final"])
 
 
@@ -121,4 +121,4 @@ def test_a_picture_encoded_and_decoded_is_the_picture(golden: Golden, pipeline: 
     pixels = (golden["image_float"][0] * 255).round().astype(np.uint8)
     decoded = pipeline.decode(pipeline.encode_image(Image.fromarray(pixels)))[0].permute(1, 2, 0)
     returned = ((decoded * 0.5 + 0.5).clamp(0, 1) * 255).round().numpy().astype(np.uint8)
-    assert psnr(returned, pixels) > 26  # its README: 27.6 dB on training pictures
+    assert psnr(returned, pixels) > 22  # its card: 24.4 dB on held-out pictures

@@ -81,8 +81,6 @@ def card(
     picture = plot or picture
     if found is not None and found.models and traits.sha256 not in found.models:
         logger.warning("the evaluation is of other weights than those of %s", location.name)
-    if picture is not None and "://" not in picture and out is not None and not (out.parent / picture).is_file():
-        logger.warning("%s refers to %s, which isn't there as seen from its folder", out, picture)
     text = make_card(
         traits,
         replace(known, name=known.name or location.name),
@@ -96,6 +94,8 @@ def card(
         from sfumato.files import write_text
 
         write_text(out, text, overwrite=overwrite)
+        if picture is not None and "://" not in picture and not (out.parent / picture).is_file():
+            logger.warning("%s refers to %s, which isn't there as seen from its folder", out, picture)
         if as_json:
             write_json({"path": str(out)})
         else:

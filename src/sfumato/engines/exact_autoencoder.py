@@ -86,7 +86,7 @@ class ExactAutoencoder:
 def strided_down(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """`Downsample.forward` on (B, 2h + 1, 2w, C), the row below added already: padded on the right and below only, as
     the published weights expect. → (B, h, w, C). Never a product of patches: strips would take it where the whole map
-    doesn't, for other bits."""
+    doesn't."""
     return as_torch(F.pad(x, (0, 0, 0, 1)), conv)
 
 
