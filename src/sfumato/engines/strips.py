@@ -2,7 +2,8 @@
 
 A strip of a convolution needs a row of the map above and below it and nothing else, and a GroupNorm the sums over the
 whole map, which are added up strip by strip. So the numbers are those of the whole map: with the compiled kernels the
-same products are added in the same order, but for an encoder's strided convolutions, which are PyTorch's. All maps here are (1, H, W, C).
+same products are added in the same order, but for an encoder's strided convolutions, which are PyTorch's. All maps here
+are (1, H, W, C).
 """
 
 from __future__ import annotations
