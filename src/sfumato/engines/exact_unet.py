@@ -191,10 +191,11 @@ def strided(kernels: Kernels, x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     One picture's map decides, however many there are: a picture's numbers don't depend on the others'."""
     pad = 0 if conv.padding == (0, 0) else 1
+    height, width = ((side + 2 * pad - 3) // 2 + 1 for side in x.shape[1:3])
+    if 4 * height * width >= conv.out_channels:
+        return as_torch(x, conv)
     patches = F.pad(x, (0, 0, pad, pad, pad, pad)).unfold(1, 3, 2).unfold(2, 3, 2)  # (B, h, w, C, 3, 3)
-    if 4 * patches.shape[1] * patches.shape[2] < conv.out_channels:
-        return kernels.linear(patches.flatten(3), conv)
-    return as_torch(x, conv)
+    return kernels.linear(patches.flatten(3), conv)
 
 
 def as_torch(x: Tensor, conv: nn.Conv2d) -> Tensor:

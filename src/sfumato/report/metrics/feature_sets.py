@@ -31,3 +31,12 @@ def same_width(a: Floats, b: Floats) -> None:
         raise InvalidRequest(
             f"features of {a.shape[-1]} and of {b.shape[-1]} numbers can't be compared: use one network for both"
         )
+
+
+def unit_rows(embeddings: Floats) -> Floats:
+    """Each row at length 1. `InvalidRequest` for one of zeros."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not lengths.all():
+        raise InvalidRequest("an embedding is all zeros: the network or the picture is damaged")
+    unit: Floats = embeddings / lengths
+    return unit

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.errors import InvalidRequest
-from sfumato.report.metrics.feature_sets import Floats, feature_set, same_width
+from sfumato.report.metrics.feature_sets import Floats, feature_set, same_width, unit_rows
 
 KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 100, 1000, 2020  # torch-fidelity's, the seed too: the same subsets are drawn
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
@@ -57,7 +57,9 @@ def cmmd(embeddings: NDArray[Any], reference: NDArray[Any]) -> float:
     Embeddings are divided by their lengths here. As in the authors' code the estimator is the biased one, all pairs of
     a set included, and so never negative.
     """
-    x, y = (_unit(feature_set(values, what)) for values, what in ((embeddings, "embeddings"), (reference, "reference")))
+    x, y = (
+        unit_rows(feature_set(values, what)) for values, what in ((embeddings, "embeddings"), (reference, "reference"))
+    )
     same_width(x, y)
     return float(CMMD_SCALE * (_gaussian_mean(x, x) + _gaussian_mean(y, y) - 2.0 * _gaussian_mean(x, y)))
 
@@ -82,11 +84,3 @@ def _gaussian_mean(x: Floats, y: Floats) -> float:
         squared = np.square(rows).sum(axis=1)[:, None] + y_lengths - 2.0 * rows @ y.T
         total += float(np.exp(-np.clip(squared, 0.0, None) / (2.0 * CMMD_SIGMA**2)).sum())
     return total / (len(x) * len(y))
-
-
-def _unit(embeddings: Floats) -> Floats:
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    if not lengths.all():
-        raise InvalidRequest("an embedding is all zeros: the network or the picture is damaged")
-    unit: Floats = embeddings / lengths
-    return unit

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.errors import InvalidRequest
-from sfumato.report.metrics.feature_sets import Floats, feature_set, same_width
+from sfumato.report.metrics.feature_sets import feature_set, same_width, unit_rows
 
 KS = (1, 5)
 
@@ -31,7 +31,7 @@ def ranks(pictures: NDArray[Any], captions: NDArray[Any], texts: Sequence[str], 
     the same words count once. A tie is lost. `InvalidRequest` where they don't pair up or there is nothing to choose
     from.
     """
-    rows, words = _unit(feature_set(pictures)), _unit(feature_set(captions, "captions"))
+    rows, words = unit_rows(feature_set(pictures)), unit_rows(feature_set(captions, "captions"))
     same_width(rows, words)
     if not len(rows) == len(words) == len(texts):
         raise InvalidRequest(f"{len(rows)} pictures and {len(words)} captions: give one for each")
@@ -54,11 +54,3 @@ def retrieved(pictures: NDArray[Any], captions: NDArray[Any], texts: Sequence[st
     """`ranks` counted for k = 1 and 5."""
     found = ranks(pictures, captions, texts, among)
     return Retrieval(asked=len(found), hits={k: int((found < k).sum()) for k in KS})
-
-
-def _unit(rows: Floats) -> Floats:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not lengths.all():
-        raise InvalidRequest("an embedding is zero: the network or a picture is damaged")
-    unit: Floats = rows / lengths
-    return unit
