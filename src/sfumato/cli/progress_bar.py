@@ -12,7 +12,7 @@ from sfumato.progress import OnProgress, Progress, Stage, ignore
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
 
 _DOING: Mapping[Stage, str] = {
     "download": "downloading",
@@ -86,9 +86,7 @@ def tracking(pictures: int = 1, *, quiet: bool = False) -> Iterator[Tracker]:
     if quiet or not sys.stderr.isatty():
         yield Tracker(None, None, pictures)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
     columns = (
         SpinnerColumn(),
@@ -99,11 +97,19 @@ def tracking(pictures: int = 1, *, quiet: bool = False) -> Iterator[Tracker]:
         TextColumn("[dim]left"),
         TimeRemainingColumn(),
     )
-    with Bar(
+    with stderr_bar(*columns, estimated_over=600) as bar:
+        yield Tracker(bar, bar.add_task("starting", total=None), pictures)
+
+
+def stderr_bar(*columns: ProgressColumn, estimated_over: float) -> Bar:
+    """A bar that vanishes when it is left; its time left is judged by the speed of so many last seconds."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    return Bar(
         *columns,
         console=Console(stderr=True),
         transient=True,
-        speed_estimate_period=600,
+        speed_estimate_period=estimated_over,
         redirect_stdout=False,  # rich would send the results to stderr
-    ) as bar:
-        yield Tracker(bar, bar.add_task("starting", total=None), pictures)
+    )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sfumato.cli.progress_bar import stderr_bar
 from sfumato.cli.terminal import write_note
 from sfumato.progress import OnProgress, Progress, Stage, ignore
 
@@ -91,11 +92,8 @@ def _goes_on(before: Progress | None, event: Progress) -> bool:
     )
 
 
-@contextmanager
-def _bar() -> Iterator[Bar]:
-    from rich.console import Console
+def _bar() -> Bar:
     from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
     from rich.progress import Task as Row
     from rich.text import Text as RichText
 
@@ -111,14 +109,7 @@ def _bar() -> Iterator[Bar]:
         TextColumn("[dim]left"),
         TimeRemainingColumn(),
     )
-    with Bar(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        speed_estimate_period=300,
-        redirect_stdout=False,  # rich would send the results to stderr
-    ) as bar:
-        yield bar
+    return stderr_bar(*columns, estimated_over=300)
 
 
 @contextmanager
