@@ -23,9 +23,10 @@ class ToyTraining:
 
 
 def toy_config(**changes: object) -> ToyTraining:
-    """A run that uses warm-up, a falling rate, accumulation and clipping."""
+    """A run that uses warm-up, a falling rate, accumulation, clipping and snapshots of power averages."""
     optimizer = OptimizerConfig(learning_rate=0.01, warmup_steps=5, schedule="cosine")
     defaults = {"seed": 3, "steps": 40, "batch": 4, "accumulate": 2, "log_every": 1, "validate_every": 7}
+    defaults |= {"ema_sigma_rels": (0.05, 0.1), "snapshot_every": 3}
     return ToyTraining(run=RunConfig(**{"optimizer": optimizer, "checkpoint_minutes": 0.0, **defaults, **changes}))
 
 

@@ -18,6 +18,7 @@ import torch
 from sfumato.errors import CheckpointError, InvalidConfig
 from sfumato.train.checkpoints import Checkpoints, read_checkpoint
 from sfumato.train.config import OptimizerConfig, RunConfig
+from sfumato.train.posthoc import reconstruct
 from sfumato.train.stages import weights_of_run
 from sfumato.train.trainer import train
 from sfumato.train.world import World
@@ -82,7 +83,8 @@ def numbers(folder: Path) -> dict[tuple[int, str], float]:
     ],
 )
 def test_any_number_of_processes_trains_the_same(runs: Path, name: str, like: str) -> None:
-    """Losses, gradients, scores and tallies of every step, and the averaged weights; the last two runs were stopped on
+    """Losses, gradients, scores and tallies of every step, the averaged weights, and an average from the
+    snapshots; the last two runs were stopped on
     two processes, went on on four (one of them as DDP for a while), and ended on one."""
     ours, expected = numbers(runs / name), numbers(runs / like)
     assert ours.keys() == expected.keys()
@@ -96,6 +98,10 @@ def test_any_number_of_processes_trains_the_same(runs: Path, name: str, like: st
         assert ours_saved.tensors.keys() == expected_saved.tensors.keys()
         for key, tensor in weights_of_run(runs / like, decay).items():
             torch.testing.assert_close(weights_of_run(runs / name, decay)[key], tensor, atol=2e-5, rtol=0.0)
+    found, wanted = (reconstruct(runs / run, 0.07).weights for run in (name, like))
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(found[key], tensor, atol=2e-5, rtol=0.0)
 
 
 def test_tallies_are_means_over_the_steps_since_the_last_line(runs: Path) -> None:

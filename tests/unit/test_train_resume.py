@@ -45,6 +45,13 @@ def assert_same_run(first: Path, second: Path) -> None:
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
     assert (first / "metrics.jsonl").read_text() == (second / "metrics.jsonl").read_text()
+    assert snapshots(first) == snapshots(second)
+
+
+def snapshots(folder: Path) -> dict[str, bytes]:
+    found = {path.name: path.read_bytes() for path in (folder / "snapshots").iterdir()}
+    assert sorted(found) == [f"step-{step:08d}.safetensors" for step in (*range(3, 40, 3), 40)]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +170,9 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path,
     newest.write_bytes(data)
     truncated = newest.with_name("step-00000030.safetensors")
     truncated.write_bytes(bytes(data[: len(data) // 2]))
+    later = tmp_path / "snapshots" / "step-00000031.safetensors"  # of a step that is to be done again
+    later.write_bytes(data)
+    (tmp_path / "snapshots" / ".step-00000033.safetensors.0.part").write_bytes(data)
     assert train(ToyTask(config), config, tmp_path).finished
     assert_same_run(tmp_path, uninterrupted)
 

@@ -27,6 +27,10 @@ def export(
     tokenizer: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Another tokenizer.", show_default=False)
     ] = None,
+    sigma_rel: Annotated[
+        float | None,
+        typer.Option(metavar="WIDTH", help="Another average, from the run's snapshots.", show_default=False),
+    ] = None,
     dtype: Annotated[str, typer.Option(metavar="NAME", help="fp16, bf16, fp32.")] = "fp16",
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace the folder.")] = False,
     as_json: Json = False,
@@ -34,6 +38,7 @@ def export(
     """Write a run's averaged weights: of the diffusion model a whole diffusers folder, with autoencoder and tokenizer.
 
     sfumato train export painter --out painter-1
+    sfumato train export painter --out painter-2 --sigma-rel 0.08
     """
     import torch
 
@@ -42,11 +47,12 @@ def export(
     from sfumato.train.stages import read_run
 
     check_choice("dtype", dtype, tuple(DTYPES))
-    weights = read_run(run)
+    weights = read_run(run, sigma_rel)
     write = _WRITERS[weights.kind]
     write(weights, out, vae, tokenizer, getattr(torch, DTYPES[dtype]), overwrite)
     if as_json:
-        write_json({"run": str(run), "kind": weights.kind, "step": weights.step, "model": str(out)})
+        average = {} if sigma_rel is None else {"sigma_rel": sigma_rel, "profile_error": weights.profile_error}
+        write_json({"run": str(run), "kind": weights.kind, "step": weights.step, **average, "model": str(out)})
     else:
         write_line(str(out))
 
@@ -58,6 +64,11 @@ def _autoencoder(
     from sfumato.train.export import publish_autoencoder
 
     _refuse(vae=vae, tokenizer=tokenizer)
+    if run.profile_error is not None:
+        raise InvalidConfig(
+            "--sigma-rel: an autoencoder's latents get unit variance when its run is finished, which another average's "
+            "would not have; leave it out"
+        )
     publish_autoencoder(load_autoencoder(str(run.folder)), out, dtype=dtype, overwrite=overwrite)
 
 

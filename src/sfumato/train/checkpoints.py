@@ -85,15 +85,8 @@ class Checkpoints:
         return None
 
     def _write(self, step: int, tensors: dict[str, Tensor], config: dict[str, Any], score: float | None) -> None:
-        description = {"step": step, "config": config, "score": score, "sha256": tensors_digest(tensors)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(
-            self.folder / f"step-{step:08d}.safetensors",
-            {name: TensorInfo(dtype=tensor.dtype, shape=tuple(tensor.shape)) for name, tensor in tensors.items()},
-            tensors.__getitem__,
-            metadata={_KEY: json.dumps(description)},
-            overwrite=True,
-        )
+        path = self.folder / f"step-{step:08d}.safetensors"
+        write_checkpoint(path, step=step, tensors=tensors, config=config, score=score)
         self._prune()
 
     def save_parts(
@@ -124,6 +117,24 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_checkpoint(
+    path: Path, *, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None
+) -> None:
+    """Write one checkpoint, whole or not at all; `read_checkpoint` reads it back. `tensors` are on the CPU.
+
+    Raises `OutputError`.
+    """
+    description = {"step": step, "config": dict(config), "score": score, "sha256": tensors_digest(tensors)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(
+        path,
+        {name: TensorInfo(dtype=tensor.dtype, shape=tuple(tensor.shape)) for name, tensor in tensors.items()},
+        tensors.__getitem__,
+        metadata={_KEY: json.dumps(description)},
+        overwrite=True,
+    )
 
 
 def read_checkpoint(path: Path) -> Saved:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from sfumato.errors import InvalidConfig
+from sfumato.train.power_profile import gamma_of
 
 OptimizerKind = Literal["adamw", "adam", "muon", "adamw8bit"]
 RateSchedule = Literal["constant", "linear", "cosine", "trapezoid"]
@@ -55,6 +56,10 @@ class RunConfig:
     clip_norm: Annotated[float, "the gradient's norm is scaled down to this; 0 leaves it"] = 1.0
     ema_decay: Annotated[float, "of the moving average of the weights, which is what is published"] = 0.9999
     ema_decays: Annotated[tuple[float, ...], "of further averages, validated and kept beside that one"] = ()
+    ema_sigma_rels: Annotated[
+        tuple[float, ...], "relative widths of power averages in snapshots, to choose another width from after the run"
+    ] = ()
+    snapshot_every: Annotated[int, "steps between those snapshots; the last step has one, too"] = 1000
     workers: Annotated[int, "threads that prepare samples; the results don't depend on it"] = 1
     log_every: Annotated[int, "steps between lines of metrics.jsonl"] = 10
     validate_every: Annotated[int, "steps between validations; 0 for none"] = 500
@@ -66,6 +71,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "batch": 1, "accumulate": 1, "workers": 1, "log_every": 1, "validate_every": 0, "keep": 1}
+        least |= {"snapshot_every": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must be at least {low}")
@@ -78,6 +84,10 @@ class RunConfig:
                 raise InvalidConfig(f"ema_decay = {decay} must be from 0 to below 1")
         if len({self.ema_decay, *self.ema_decays}) <= len(self.ema_decays):
             raise InvalidConfig(f"ema_decays = {self.ema_decays} and ema_decay = {self.ema_decay} must all differ")
+        for sigma_rel in self.ema_sigma_rels:
+            gamma_of(sigma_rel)
+        if len(set(self.ema_sigma_rels)) < len(self.ema_sigma_rels):
+            raise InvalidConfig(f"ema_sigma_rels = {self.ema_sigma_rels} must all differ")
 
 
 # What may differ on resuming: no number that training computes depends on it, but for the order of sums (parallel).
@@ -86,6 +96,7 @@ FREE = frozenset(
         "workers",
         "log_every",
         "validate_every",
+        "snapshot_every",
         "checkpoint_minutes",
         "keep",
         "parallel",

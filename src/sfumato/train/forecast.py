@@ -59,7 +59,7 @@ def forecast(task: Task, run: RunConfig, batch: Batch) -> Forecast:
         weights=weights,
         gradients=gradients,
         optimizer=2 * gradients,  # Adam's averages of the gradient and of its square
-        average=weights,
+        average=weights * (1 + len(run.ema_decays) + len(run.ema_sigma_rels)),
         activations=kept,
     )
     return Forecast(

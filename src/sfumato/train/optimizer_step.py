@@ -66,6 +66,8 @@ class Stepper:
         if not wrong:
             for ema in state.averages:
                 ema.update(state.module, state.step)
+        for power in state.powers:  # also where the weights stayed: its profile is over all steps
+            power.update(state.module, state.step)
         for name, tally in tallies.items():
             state.tallies[name] = state.tallies.get(name, 0.0) + tally
         if state.scaler.enabled:

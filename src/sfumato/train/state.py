@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sfumato.errors import CheckpointError
-from sfumato.train.ema import Ema
+from sfumato.train.ema import Ema, PowerEma
 from sfumato.train.parallel import cut_like, is_cut, whole
 from sfumato.train.scaler import LossScaler
 
@@ -22,8 +22,9 @@ _MODEL, _EMA, _OPTIMIZER, _TALLY = "model.", "ema.", "optimizer.", "tally."
 class TrainState:
     """Weights, their averages, the optimiser and the number of steps done. The step is the position in the data, too.
 
-    `ema` is the average that is published, `others` are those beside it. `tallies` are sums over the steps since the
-    last line of the log. With FSDP each process has its part of the tensors.
+    `ema` is the average that is published, `others` are those beside it, `powers` those that snapshots are made of.
+    `tallies` are sums over the steps since the last line of the log. With FSDP each process has its part of the
+    tensors.
     """
 
     module: nn.Module
@@ -31,6 +32,7 @@ class TrainState:
     optimizer: Optimizer
     step: int = 0
     others: tuple[Ema, ...] = ()
+    powers: tuple[PowerEma, ...] = ()
     scaler: LossScaler = field(default_factory=lambda: LossScaler(enabled=False))
     tallies: dict[str, Tensor] = field(default_factory=dict)
 
@@ -56,11 +58,11 @@ class TrainState:
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Inverse of `snapshot`. `CheckpointError` where names or shapes are not this model's."""
-        _fill(self.module, _within(tensors, _MODEL))
+        _fill(self.module, within(tensors, _MODEL))
         for prefix, ema in self._prefixes().items():
-            _fill(ema.module, _within(tensors, prefix))
+            _fill(ema.module, within(tensors, prefix))
         slots: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in _within(tensors, _OPTIMIZER).items():
+        for name, tensor in within(tensors, _OPTIMIZER).items():
             parameter_name, _, slot = name.rpartition(".")
             slots.setdefault(parameter_name, {})[slot] = tensor
         self.optimizer.state.clear()
@@ -69,29 +71,36 @@ class TrainState:
                 self.optimizer.state[parameter] = {
                     slot: _like(tensor, parameter, slot) for slot, tensor in slots[name].items()
                 }
-        self.tallies = {name: tensor.clone() for name, tensor in _within(tensors, _TALLY).items()}
+        self.tallies = {name: tensor.clone() for name, tensor in within(tensors, _TALLY).items()}
         self.scaler.restore(tensors)
         self.step = step
 
     def _names(self) -> dict[nn.Parameter, str]:
         return {parameter: name for name, parameter in self.module.named_parameters()}
 
-    def _prefixes(self) -> dict[str, Ema]:
-        return {_EMA: self.ema} | {_prefix(ema.decay): ema for ema in self.others}
+    def _prefixes(self) -> dict[str, Ema | PowerEma]:
+        others = {_prefix(ema.decay): ema for ema in self.others}
+        return {_EMA: self.ema, **others, **{power_prefix(power.sigma_rel): power for power in self.powers}}
 
 
 def averaged_weights(tensors: Mapping[str, Tensor], decay: float | None = None) -> dict[str, Tensor]:
     """The averaged weights among a checkpoint's tensors, by their names in the module: those that are published, or
     those of one of the run's `ema_decays`."""
-    return _within(tensors, _EMA if decay is None else _prefix(decay))
+    return within(tensors, _EMA if decay is None else _prefix(decay))
 
 
-def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, by the rest of their names."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _prefix(decay: float) -> str:
     return f"ema_{decay}."
+
+
+def power_prefix(sigma_rel: float) -> str:
+    """What the names of a power average's tensors begin with, in checkpoints and snapshots."""
+    return f"sigma_rel_{sigma_rel}."
 
 
 @torch.no_grad()

@@ -24,13 +24,14 @@ from sfumato.runtime import processor_name
 from sfumato.train.checkpoints import Checkpoints, Saved, read_checkpoint
 from sfumato.train.config import FREE, RunConfig
 from sfumato.train.draws import Draws
-from sfumato.train.ema import Ema
+from sfumato.train.ema import Ema, PowerEma
 from sfumato.train.metrics import METRICS, MetricsLog
 from sfumato.train.optimizer_step import DTYPES as DTYPES
 from sfumato.train.optimizer_step import Batch as Batch
 from sfumato.train.optimizer_step import Stepper, check_precision
 from sfumato.train.optimizers import ParameterGroup, build_optimizer
 from sfumato.train.parallel import LossModule, distributed, prepare, whole
+from sfumato.train.posthoc import Snapshots, snapshot_tensors
 from sfumato.train.scaler import LossScaler
 from sfumato.train.sessions import SessionLog
 from sfumato.train.state import TrainState
@@ -101,10 +102,10 @@ def train(
 ) -> Outcome:
     """Train `task` in `folder`, going on from the newest checkpoint there if there is one.
 
-    `folder` gets config.toml, metrics.jsonl, checkpoints/ and validation/. `start` gives the first weights in place of
-    `task.build()`, and `started_from` says what they are, for the run's notes. After `minutes`, or when `cancellation`
-    is requested, it stops between two steps with a checkpoint. Resumed on the same kind of machine with the same number
-    of threads, every number is what it would have been.
+    `folder` gets config.toml, metrics.jsonl, checkpoints/, snapshots/ and validation/. `start` gives the first weights
+    in place of `task.build()`, and `started_from` says what they are, for the run's notes. After `minutes`, or when
+    `cancellation` is requested, it stops between two steps with a checkpoint. Resumed on the same kind of machine with
+    the same number of threads, every number is what it would have been.
 
     Under torchrun all processes call it alike, with a folder that they share; a CUDA device without a number is that of
     the process's place. The first process writes. Order and randomness don't depend on the number of processes, losses
@@ -176,6 +177,7 @@ class _Loop:
         if world.first:
             self._write_config(to_toml(config))
             self.metrics = MetricsLog(folder / METRICS, after=self.state.step)
+            self.snapshots = Snapshots(folder, after=self.state.step)
             self.sessions = SessionLog(
                 folder,
                 device=processor_name(world.device),
@@ -198,18 +200,19 @@ class _Loop:
         for parameter in module.parameters():
             parameter.requires_grad_(parameter in learned)
         averages = [Ema(module, decay) for decay in (config.ema_decay, *config.ema_decays)]
+        powers = [PowerEma(module, sigma_rel) for sigma_rel in config.ema_sigma_rels]
         # where weights are cut up, the averages are put together in this one to be validated
         self.shown = Ema(module, 0.0).module if self.cut and world.first else None
         prepare(module, config)
-        loss = distributed(
-            LossModule(self.task, module), [average.module for average in averages], config.parallel, world
-        )
+        kept = [*(average.module for average in averages), *(power.module for power in powers)]
+        loss = distributed(LossModule(self.task, module), kept, config.parallel, world)
         groups = self.task.groups(module)
         self.state = TrainState(
             module,
             averages[0],
             build_optimizer(config.optimizer, groups, module),
             others=tuple(averages[1:]),
+            powers=tuple(powers),
             scaler=LossScaler(enabled=config.precision == "float16"),
         )
         self.stepper = Stepper(loss, groups, self.state, config, world)
@@ -244,6 +247,8 @@ class _Loop:
             while len(pending) < _AHEAD and self.state.step + len(pending) < config.steps:
                 pending.append(self.loaders.submit(self._load, self.state.step + len(pending)))
             measured = self._step(self.world.together(pending.popleft().result))
+            if self.state.step % config.snapshot_every == 0 or self.state.step == config.steps:
+                self._keep_snapshot()
             on_progress(Progress(stage="train", step=self.state.step, steps=config.steps, images=config.batch))
             if self.state.step % config.log_every == 0:
                 now = time.monotonic()
@@ -356,6 +361,21 @@ class _Loop:
             self.state.step, name, ", ".join(f"{key} {value:.4g}" for key, value in measured.items()),
         )  # fmt: skip
         return measured
+
+    def _keep_snapshot(self) -> None:
+        """Written before any checkpoint of this step or later: no run goes on behind a snapshot that is missing."""
+        if not self.state.powers:
+            return
+        found: dict[str, Tensor] = {}
+        for name, tensor in snapshot_tensors(self.state.powers).items():
+            gathered = whole(tensor)  # all processes take part
+            if self.world.first:
+                found[name] = gathered.to("cpu")
+        self.world.together(lambda: self._write_snapshot(found))
+
+    def _write_snapshot(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.world.first:
+            self.snapshots.write(self.state.step, tensors, self.run_config.ema_sigma_rels)
 
     def _save(self) -> None:
         state, checkpoints = self.state, self.checkpoints
