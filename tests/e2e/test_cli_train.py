@@ -19,6 +19,7 @@ import pytest
 import torch
 from command_line import Cli, files_in
 from PIL import Image
+from safetensors.torch import load_file
 
 import sfumato
 from made_data import emoji_set, write_tar
@@ -27,6 +28,7 @@ from sfumato.pipeline.model_files import V1
 from sfumato.progress import Cancellation
 from sfumato.retrieval import Retriever
 from sfumato.train import pocket
+from sfumato.train.checkpoints import read_checkpoint
 from sfumato.train.sessions import read_sessions
 from train_pictures import Shapes
 
@@ -55,6 +57,8 @@ steps = 4
 batch = 2
 log_every = 2
 validate_every = 2
+ema_sigma_rels = [0.05, 0.1]
+snapshot_every = 1
 [unet]
 block_channels = [16, 32]
 attention = [true, false]
@@ -161,6 +165,30 @@ def test_export_writes_what_the_run_published(cli: Cli, folder: Path, made: Path
     diffusers.AutoencoderKL.from_pretrained(folder / "vae")
     assert cli("train", "export", str(made / "ae"), "--out", "vae").code == 1
     assert cli("train", "export", str(made / "pictures"), "--out", "none").errors[0].startswith("sfumato: ")
+
+
+def test_export_of_another_average(cli: Cli, folder: Path, made: Path) -> None:
+    """At a width that was kept, it is what the last checkpoint has of it."""
+    words = ("train", "export", str(made / "painter"), "--dtype", "fp32", "--json")
+    outcome = cli(*words, "--out", "kept", "--sigma-rel", "0.1")
+    about = json.loads(outcome.out)
+    assert (about["step"], about["sigma_rel"], about["model"]) == (4, 0.1, "kept")
+    assert about["profile_error"] < 1e-6
+    saved = read_checkpoint(made / "painter" / "checkpoints" / "step-00000004.safetensors")
+    published = load_file(folder / "kept" / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, tensor in published.items():
+        torch.testing.assert_close(tensor, saved.tensors[f"sigma_rel_0.1.unet.{name}"], atol=1e-7, rtol=1e-6)
+    assert json.loads(cli(*words, "--out", "other", "--sigma-rel", "0.07").out)["profile_error"] > 1e-3
+    other = load_file(folder / "other" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert not torch.equal(other["conv_in.weight"], published["conv_in.weight"])
+    for run_, wrong, message in (
+        ("painter", "0.4", "sfumato: sigma_rel = 0.4 must be above 0 and below 0.2887"),
+        ("ae", "0.1", "sfumato: --sigma-rel 0.1: an autoencoder's latents get unit variance"),
+    ):
+        outcome = cli("train", "export", str(made / run_), "--out", "none", "--sigma-rel", wrong)
+        assert outcome.code == 2
+        assert outcome.errors[0].startswith(message)
+        assert not (folder / "none").exists()
 
 
 def test_a_run_goes_on_where_it_was(cli: Cli, folder: Path, made: Path) -> None:

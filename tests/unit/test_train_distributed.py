@@ -166,6 +166,12 @@ def test_kill_9_of_all_processes_changes_nothing(runs: Path, tmp_path: Path, par
     ours, expected = weights_of_run(tmp_path / "killed"), weights_of_run(runs / f"two-{parallel}")
     assert all(torch.equal(tensor, ours[name]) for name, tensor in expected.items())
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+    kept, whole = (
+        {path.name: path.read_bytes() for path in (run / "snapshots").iterdir()}
+        for run in (tmp_path / "killed", runs / f"two-{parallel}")
+    )
+    assert len(whole) == STEPS // 3
+    assert kept == whole
 
 
 def _lines(path: Path) -> int:

@@ -14,10 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError, InvalidConfig, ModelNotFound
-from sfumato.train.ema import PowerEma
+from sfumato.train.config import OptimizerConfig
+from sfumato.train.draws import Draws
+from sfumato.train.ema import Ema, PowerEma
+from sfumato.train.optimizer_step import Stepper
+from sfumato.train.optimizers import build_optimizer
+from sfumato.train.parallel import LossModule
 from sfumato.train.posthoc import coefficients, inner_products, reconstruct
 from sfumato.train.power_profile import WIDEST, gamma_of, power_decay
+from sfumato.train.scaler import LossScaler
+from sfumato.train.state import TrainState
 from sfumato.train.trainer import train
+from sfumato.train.world import World
 from train_toy import ToyTask, ToyTraining, toy_config
 
 WIDTHS = (0.05, 0.1)
@@ -193,6 +201,40 @@ def test_a_run_s_averages_are_those_over_all_steps(
     # of what averaging changes, 0.0005 at most between the widths that are kept, 0.019 outside
     share = 0.001 if WIDTHS[0] <= sigma_rel <= WIDTHS[1] else 0.025
     assert distance < share * apart(after[found.step], expected)
+
+
+class Overflowing(ToyTask):
+    """Step 2's loss is finite, its gradient isn't, as where float16 overflows."""
+
+    def build(self) -> nn.Module:
+        return nn.Linear(1, 1, bias=False)
+
+    def loss(self, module, batch, draws):
+        scale = module.weight.sum()
+        return ((0.0 * scale).sqrt() if draws.step == 2 else (scale - 3.0).square()), {}
+
+
+def test_a_step_that_was_passed_over_counts_in_the_profile() -> None:
+    config = toy_config(steps=4, accumulate=1, optimizer=OptimizerConfig(learning_rate=0.1))
+    task = Overflowing(config)
+    module = task.build()
+    groups = task.groups(module)
+    state = TrainState(
+        module,
+        Ema(module, 0.9),
+        build_optimizer(config.run.optimizer, groups, module),
+        powers=(PowerEma(module, 0.2),),
+        scaler=LossScaler(enabled=True),
+    )
+    stepper = Stepper(LossModule(task, module), groups, state, config.run, World(device=torch.device("cpu")))
+    weights = []
+    for step in range(4):
+        stepper.step([({}, Draws(0, step, range(4)))])
+        weights.append(module.weight.item())
+    assert weights[2] == weights[1]
+    assert len(set(weights)) == 3
+    expected = sum(float(share) * weight for share, weight in zip(step_weights(4, 0.2), weights, strict=True))
+    assert float(state.powers[0].module.weight) == pytest.approx(expected, rel=1e-6)
 
 
 def test_buffers_are_those_of_the_step_not_averaged(recorded: tuple[Path, dict[int, dict[str, Tensor]]]) -> None:

@@ -194,7 +194,7 @@ def test_another_config_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"run\.optimizer\.learning_rate"):
         other = dataclasses.replace(config.run.optimizer, learning_rate=0.02)
         train(ToyTask(config), toy_config(optimizer=other), tmp_path)
-    assert train(ToyTask(config), toy_config(keep=9, log_every=3), tmp_path).finished
+    assert train(ToyTask(config), toy_config(keep=9, log_every=3, snapshot_every=4), tmp_path).finished
 
 
 class Poisoned(ToyTask):

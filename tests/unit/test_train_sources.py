@@ -95,4 +95,6 @@ def test_a_forecast_counts_what_autograd_keeps() -> None:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     assert sum(found.parameters.values()) == found.learning == parameters
     assert (found.memory.gradients, found.memory.optimizer) == (4 * parameters, 8 * parameters)
+    several = toy_config(ema_decays=(0.5,), ema_sigma_rels=(0.05, 0.1)).run
+    assert forecast(task, several, batch).memory.average == 4 * found.memory.weights
     assert found.samples == config.run.steps * config.run.batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,14 +48,30 @@ def export(
     from sfumato.train.stages import read_run
 
     check_choice("dtype", dtype, tuple(DTYPES))
-    weights = read_run(run, sigma_rel)
-    write = _WRITERS[weights.kind]
-    write(weights, out, vae, tokenizer, getattr(torch, DTYPES[dtype]), overwrite)
+    trained = read_run(run)
+    average: dict[str, float] = {}  # what there is to say of another one
+    if sigma_rel is not None:
+        trained, average = _averaged(trained, sigma_rel)
+    write = _WRITERS[trained.kind]
+    write(trained, out, vae, tokenizer, getattr(torch, DTYPES[dtype]), overwrite)
     if as_json:
-        average = {} if sigma_rel is None else {"sigma_rel": sigma_rel, "profile_error": weights.profile_error}
-        write_json({"run": str(run), "kind": weights.kind, "step": weights.step, **average, "model": str(out)})
+        write_json({"run": str(run), "kind": trained.kind, "step": trained.step, **average, "model": str(out)})
     else:
         write_line(str(out))
+
+
+def _averaged(run: RunWeights, sigma_rel: float) -> tuple[RunWeights, dict[str, float]]:
+    """The run with another average of its weights, and what to say of that."""
+    from sfumato.train.posthoc import reconstruct
+
+    if run.kind == "autoencoder":
+        raise InvalidConfig(
+            f"--sigma-rel {sigma_rel}: an autoencoder's latents get unit variance as its run is finished, which those "
+            f"of another average would not have; leave it out"
+        )
+    found = reconstruct(run.folder, sigma_rel)
+    about = {"sigma_rel": sigma_rel, "profile_error": found.profile_error}
+    return replace(run, step=found.step, weights=found.weights), about
 
 
 def _autoencoder(
@@ -64,11 +81,6 @@ def _autoencoder(
     from sfumato.train.export import publish_autoencoder
 
     _refuse(vae=vae, tokenizer=tokenizer)
-    if run.profile_error is not None:
-        raise InvalidConfig(
-            "--sigma-rel: an autoencoder's latents get unit variance when its run is finished, which another average's "
-            "would not have; leave it out"
-        )
     publish_autoencoder(load_autoencoder(str(run.folder)), out, dtype=dtype, overwrite=overwrite)
 
 

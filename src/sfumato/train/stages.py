@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from sfumato.train.autoencoder import AutoencoderTraining
 from sfumato.train.checkpoints import Checkpoints, Saved
 from sfumato.train.clip import ClipTraining
 from sfumato.train.diffusion import DiffusionTraining
-from sfumato.train.posthoc import reconstruct
 from sfumato.train.state import averaged_weights
 from sfumato.train.toml import from_values
 from sfumato.train.trainer import CHECKPOINTS, Task, TaskConfig, first_weights
@@ -58,20 +57,17 @@ def first_module(task: Task, weights: Mapping[str, Tensor], seed: int) -> nn.Mod
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunWeights:
-    """What a run has trained so far: its kind and options, the steps done, and its averaged weights. Of an average that
-    was put together from snapshots, `profile_error` says how well."""
+    """What a run has trained so far: its kind and options, the steps done, and its averaged weights."""
 
     folder: Path
     kind: str
     training: TaskConfig
     step: int
     weights: Mapping[str, Tensor]
-    profile_error: float | None = None
 
 
-def read_run(folder: Path, sigma_rel: float | None = None) -> RunWeights:
-    """The newest checkpoint of any run of ours; its options tell what it trains. With `sigma_rel` the weights are the
-    power average of that relative width after the newest snapshot's step (`posthoc`).
+def read_run(folder: Path) -> RunWeights:
+    """The newest checkpoint of any run of ours; its options tell what it trains.
 
     `ModelNotFound` where there is none, `InvalidConfig` where the config is none of a task's.
     """
@@ -80,11 +76,5 @@ def read_run(folder: Path, sigma_rel: float | None = None) -> RunWeights:
         with contextlib.suppress(InvalidConfig):
             training: TaskConfig = from_values(config, saved.config)
             weights = averaged_weights(saved.tensors)
-            run = RunWeights(folder=folder, kind=kind, training=training, step=saved.step, weights=weights)
-            break
-    else:
-        raise InvalidConfig(f"{folder}: its options are none of {', '.join(KINDS)}: it is a run of another version")
-    if sigma_rel is None:
-        return run
-    found = reconstruct(folder, sigma_rel)
-    return replace(run, step=found.step, weights=found.weights, profile_error=found.profile_error)
+            return RunWeights(folder=folder, kind=kind, training=training, step=saved.step, weights=weights)
+    raise InvalidConfig(f"{folder}: its options are none of {', '.join(KINDS)}: it is a run of another version")
