@@ -56,7 +56,8 @@ class ToyTask:
 
     @torch.no_grad()
     def validate(self, module: nn.Module, picture: Path) -> Mapping[str, float]:
-        score = float(F.mse_loss(module(self.inputs), self.targets))
+        device = next(module.parameters()).device
+        score = float(F.mse_loss(module(self.inputs.to(device)), self.targets.to(device)))
         return {"score": score}
 
 

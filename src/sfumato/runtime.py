@@ -74,6 +74,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def compute_exactly(device: torch.device, dtype: torch.dtype) -> None:
+    """Have float32 mean float32 on CUDA too, where cuDNN's convolutions keep 10 bits of it otherwise (TF32, torch's
+    default). For the whole process: torch has no narrower switch."""
+    import torch
+
+    if device.type == "cuda" and dtype is torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be had there, None where nobody says: what is available on the machine, within what a
     control group (a container's) leaves; on a GPU, what is free and what torch holds unused."""

@@ -74,7 +74,11 @@ def test_nan_is_found_and_named(part: str, engine: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_training_goes_as_on_the_cpu_and_resumes_there(tmp_path: Path, precision: str) -> None:
+def test_training_goes_as_on_the_cpu_and_resumes_there(
+    tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # cuDNN may add up a kernel's gradient in any order otherwise, and Adam makes much of little differences.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     config = toy_config(steps=12, precision=precision)
     cuda = torch.device("cuda")
     whole = train(ToyTask(config), config, tmp_path / "whole", device=cuda).state.snapshot()
@@ -85,5 +89,7 @@ def test_training_goes_as_on_the_cpu_and_resumes_there(tmp_path: Path, precision
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-3)
     if precision == "float32":
         on_cpu = train(ToyTask(config), config, tmp_path / "cpu").state.module.state_dict()
-        for name, tensor in on_cpu.items():
+        # A bias before a batch norm has no gradient but rounding's, which Adam makes steps of; the norm's mean follows.
+        for name in on_cpu.keys() - {"0.bias", "1.running_mean"}:
+            tensor = on_cpu[name]
             torch.testing.assert_close(whole["model." + name].to(tensor.dtype), tensor, rtol=1e-2, atol=1e-2)

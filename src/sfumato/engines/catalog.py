@@ -120,9 +120,9 @@ def _compile(unet: UNet, autoencoder: Autoencoder) -> Engine:
     if reason := why_not_compile(device):
         raise _CannotError(reason)
     if device == "cuda":
-        # The graph is ours, of the whole forward: torch.compile's would be one a block.
-        mode = "max-autotune-no-cudagraphs"
-        return _graphed("compile", compiled_twin(unet, mode=mode), compiled_twin(autoencoder, mode=mode))
+        # The graph is ours, of the whole forward: "reduce-overhead" would record one a block. "max-autotune" times a
+        # dozen kernels for each product of each shape, which is minutes before v1's first picture.
+        return _graphed("compile", compiled_twin(unet), compiled_twin(autoencoder))
     pictures = compiled_twin(autoencoder)
     return Engine(name="compile", denoise=compiled_twin(unet), encode=pictures.encode, decode=pictures.decode)
 

@@ -7,6 +7,7 @@ import functools
 from typing import TypeVar
 
 import torch
+import torch._dynamo as dynamo
 from torch import nn
 
 from sfumato.engines.twin import twin_of
@@ -26,10 +27,12 @@ def compiled_twin(network: Network, *, backend: str = "inductor", mode: str | No
     The network itself stays as it is: other engines and hooks see no compiled code. `backend` and `mode` are
     torch.compile's.
     """
+    # The whole process's: torch 2.11 has no such option of a single compilation.
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _SHAPES)
     twin = twin_of(network)
     for block in twin.modules():
         if isinstance(block, _REGIONS):
-            block.compile(fullgraph=True, dynamic=False, backend=backend, mode=mode, recompile_limit=_SHAPES)
+            block.compile(fullgraph=True, dynamic=False, backend=backend, mode=mode)
     return twin
 
 

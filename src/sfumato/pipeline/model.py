@@ -26,6 +26,7 @@ from sfumato.pipeline.model_files import ModelFiles, Part, naming, open_model
 from sfumato.pipeline.warm_start import warm_parts
 from sfumato.progress import OnProgress, Progress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
+from sfumato.runtime import compute_exactly
 from sfumato.weights.mapper import fill, fill_as_stored
 from sfumato.weights.registry import model_hash
 
@@ -127,6 +128,7 @@ def load_model(
     `engines.catalog.start`, `tiling_in` and `settle` do, and `InvalidConfig` for parts that don't fit each other.
     """
     tiling = tiling_in(memory, vae_tiling)
+    compute_exactly(device, dtype)
     with open_model(path, vae=vae, ema=ema, variant=variant) as files:
         tokenizer, noise_schedule = check_fit(files)
         weights = files_read(files)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sfumato.errors import InvalidConfig, NumericalError, PeerFailed
 from sfumato.files import write_text
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
-from sfumato.runtime import processor_name
+from sfumato.runtime import compute_exactly, processor_name
 from sfumato.train.checkpoints import Checkpoints, Saved, read_checkpoint
 from sfumato.train.config import FREE, RunConfig
 from sfumato.train.draws import Draws
@@ -165,6 +165,7 @@ class _Loop:
         self.cancellation = cancellation
         self.kind, self.values = type(config), to_values(config)
         check_precision(config.run, world.device)
+        compute_exactly(world.device, DTYPES[config.run.precision])
         world.share(self._numbers(0)[0])
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep)
