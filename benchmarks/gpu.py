@@ -1,8 +1,9 @@
 """A GPU measured within eight minutes: its tests, one picture and many at a time, beside diffusers eager and compiled.
 
 `make gpu-bench` runs it with the machine's own python3 and torch, and no network: what isn't installed there is named
-in the JSON, which is written anew after each part. v1-4's shapes with random weights, 512×512, 50 steps. With
-`--device cpu --model pocket` its own logic can be tried where there is no GPU.
+in the JSON, which is written anew after each turn. v1-4's shapes with random weights, 512×512, 50 steps of PLMS. With
+`--device cpu --model pocket` its own logic can be tried where there is no GPU. `--seconds` is for all of it: what is
+compiled comes last, and is left out where the time is over.
 """
 
 from __future__ import annotations
@@ -20,21 +21,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sfumato.bench.contenders import Contender, catalog
-from sfumato.bench.measure import Results, measure
+from benchmarks.gpu_turns import Turns
+from sfumato.bench.contenders import catalog
 from sfumato.bench.plan import Plan
-from sfumato.bench.processes import ContenderFailed
+from sfumato.bench.processes import answers_folder
 from sfumato.bench.results import document
 from sfumato.bench.subject import model_folder
 from sfumato.files import write_text
 
-# Seconds from the start by which each part has to be over; what is slower is ended and said to be.
-TESTS, ONE, MANY = 140.0, 340.0, 460.0
-PATIENCE = 140.0  # for one answer: compiling takes most of it
-ROUNDS = 3
+SECONDS = 460.0  # for everything
+TESTS = 0.3  # of that at most
+ROUNDS, ROUNDS_OF_MANY = 3, 2
+STEPS = 20  # guided steps in a turn, beside a picture's
+# In this order: what is most worth knowing first. Those that compile are timed after the others.
+CONTENDERS = ("eager", "graph", "diffusers", "compile", "diffusers-compile")
+_TO_END = 5.0  # seconds, for processes to end in
+_TESTERS = 6  # processes that test at a time
+COMPILED = frozenset({"compile", "diffusers-compile"})
 # docs/performance.md, GPU: seconds a picture at most, pictures a second at least, times faster than compiled diffusers.
 GOALS = {"seconds_a_picture": 0.57, "pictures_a_second": 4.0, "over_compiled_diffusers": 1.3}
-NOT_FOR_GPUS = ("openvino", "winograd", "winograd-plain", "bf16", "stable-diffusion.cpp", "diffusers-bf16")
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -50,32 +55,61 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def _run(chosen: argparse.Namespace, began: float, report: dict[str, Any]) -> int:
-    report["tests"] = _run_tests(chosen.tests, TESTS) if chosen.tests else None
+    report["tests"] = _run_tests(chosen.tests, TESTS * chosen.seconds) if chosen.tests else None
 
     def save() -> None:
         report["seconds"] = round(time.monotonic() - began, 1)
         write_text(chosen.out, json.dumps(report, indent=2) + "\n", overwrite=True)
 
-    save()
-    model = model_folder(chosen.model, on_turn=_say)
-    contenders = [one for name, one in catalog().items() if one.kind != "preset" and name not in NOT_FOR_GPUS]
-    shared: dict[str, Any] = {
-        "model": chosen.model,
-        "size": chosen.size,
-        "device": chosen.device,
-        "image_steps": chosen.steps,
-        "fresh": False,
-    }
-    one = Plan(**shared, rounds=ROUNDS, steps=chosen.steps, what=("step", "image"))
-    many = Plan(**shared, rounds=2, batch=chosen.batch, what=("image",))
-    for part, plan, until in (("one", one, ONE), ("many", many, MANY)):
-        report[part] = _measured(plan, contenders, model, began + until)
+    def save_turns(turns: Turns) -> None:
+        report["one"], report["many"] = map(document, turns.results())
+        report["reached"] = reached(report["one"], report["many"])
         save()
-    report["reached"] = reached(report["one"], report["many"])
+
     save()
+    shared: dict[str, Any] = {"model": chosen.model, "size": chosen.size, "device": chosen.device, "fresh": False}
+    shared |= {"image_steps": chosen.steps, "steps": min(STEPS, chosen.steps)}
+    with answers_folder() as answers:
+        turns = Turns(
+            one=Plan(**shared, rounds=ROUNDS, what=("step", "image")),
+            many=Plan(**shared, rounds=ROUNDS_OF_MANY, batch=chosen.batch, what=("image",)),
+            contenders=[catalog()[name] for name in CONTENDERS],
+            compiled=COMPILED,
+            model=model_folder(chosen.model, on_turn=_say),
+            answers=answers,
+            until=began + chosen.seconds - _TO_END,
+            save=save_turns,
+            say=lambda words: _say(f"{time.monotonic() - began:6.1f} s  {words}"),
+        )
+        turns.run()
+        save_turns(turns)
+    print(table(report["one"], report["many"]))
     print(json.dumps({"reached": report["reached"], "seconds": report["seconds"], "written": str(chosen.out)}))
     passed = report["tests"] is None or report["tests"]["passed"]
     return 0 if passed and report["reached"]["engine"] is not None else 1
+
+
+def table(one: dict[str, Any], many: dict[str, Any]) -> str:
+    """A line for each contender: what it took, or why it wasn't measured."""
+    lines = [f"{'':18}{'ms/step':>9}{'s/picture':>11}{'pictures/s':>12}{'GB':>7}{'first step s':>14}{'error':>10}"]
+    for row, together in zip(one["contenders"], many["contenders"], strict=True):
+        if "not_measured" in row:
+            lines.append(f"{row['name']:18}{row['not_measured']}")
+            continue
+        rate = _image_seconds(many).get(row["name"])
+        cells = (
+            (row["median"].get("step"), 1e3, 9, ".2f"),
+            (row["median"].get("image"), 1.0, 11, ".3f"),
+            (many["plan"]["batch"] / rate if rate else None, 1.0, 12, ".2f"),
+            (row["device_peak_bytes"], 1e-9, 7, ".1f"),
+            (row["first_step"][0] if row["first_step"] else None, 1.0, 14, ".1f"),
+            (row["relative_error"], 1.0, 10, ".1e"),
+        )
+        told = [
+            " " * width if value is None else f"{value * unit:>{width}{kind}}" for value, unit, width, kind in cells
+        ]
+        lines.append(f"{row['name']:18}{''.join(told)}  {row['ended'] or together.get('not_measured', '')}".rstrip())
+    return "\n".join(lines)
 
 
 def reached(one: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
@@ -98,15 +132,8 @@ def _fastest(part: dict[str, Any]) -> tuple[str | None, float | None]:
 
 
 def _image_seconds(part: dict[str, Any]) -> dict[str, float]:
-    return {row["name"]: row["median"]["image"] for row in part.get("contenders", ()) if "not_measured" not in row}
-
-
-def _measured(plan: Plan, contenders: Sequence[Contender], model: Path, until: float) -> dict[str, Any]:
-    try:
-        results: Results = measure(plan, contenders, model, on_turn=_say, patience=PATIENCE, until=until)
-    except ContenderFailed as error:
-        return {"failed": str(error), "plan": plan.to_values()}
-    return document(results)
+    medians = {row["name"]: row.get("median", {}).get("image") for row in part.get("contenders", ())}
+    return {name: seconds for name, seconds in medians.items() if seconds is not None}
 
 
 def _run_tests(folder: Path, seconds: float) -> dict[str, Any]:
@@ -114,6 +141,8 @@ def _run_tests(folder: Path, seconds: float) -> dict[str, Any]:
     if importlib.util.find_spec("pytest") is None:
         return {"passed": False, "summary": "pytest is not installed"}
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(folder)]
+    if importlib.util.find_spec("xdist") is not None:  # each test is small, and most of its time is the processor's
+        command += ["-n", str(max(1, min(_TESTERS, (os.cpu_count() or 1) // 2)))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
@@ -158,6 +187,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--model", default="v1")
     parser.add_argument("--size", type=int, default=None)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything (default %(default)s)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=8, help="pictures at a time, for throughput")
     parser.add_argument("--wheels", type=Path, default=None, help="a folder of wheels to take diffusers from")

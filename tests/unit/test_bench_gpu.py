@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(900)  # each starts several processes, which im
 
 
 def test_one_json_says_what_was_measured_and_what_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "NOT_FOR_GPUS", (*gpu.NOT_FOR_GPUS, "diffusers", "diffusers-compile", "compile", "graph"))
+    monkeypatch.setattr(gpu, "CONTENDERS", ("eager", "graph"))
     (tmp_path / "test_it.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_it():\n    assert True\n")
     out = tmp_path / "gpu.json"
     small = ["--device", "cpu", "--model", "pocket", "--size", "32", "--steps", "2", "--batch", "2"]
@@ -25,7 +25,9 @@ def test_one_json_says_what_was_measured_and_what_not(tmp_path: Path, monkeypatc
     assert report["tests"]["counts"] == {"passed": 1}
     assert report["one"]["plan"]["image_steps"] == 2
     rows = {row["name"]: row for row in report["one"]["contenders"]}
-    assert set(rows) == {"eager"}
+    assert list(rows) == ["eager", "graph"]
+    assert rows["graph"]["not_measured"] == "eager runs in its place here"  # it is for GPUs
+    assert rows["eager"]["relative_error"] == 0.0
     assert len(rows["eager"]["seconds"]["image"]) == gpu.ROUNDS
     together = report["many"]["contenders"][0]["median"]["image"]
     assert report["reached"]["pictures_a_second"] == 2 / together

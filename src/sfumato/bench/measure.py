@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ class Row:
     """What was seen of one contender. `why_not` says why nothing was; `ended`, why no more was after some rounds.
 
     Seconds are lists, one a round; memory is bytes. `error` is the relative difference of its first step's answer to
-    the first contender's. `runs` is what computed.
+    the first contender's. `runs` is what computed, `trace` what its process said last where it failed.
     """
 
     contender: Contender
     why_not: str = ""
+    trace: tuple[str, ...] = ()
     ended: str = ""
     runs: str = ""
     dtype: str = ""
@@ -52,6 +53,39 @@ class Row:
         """Seconds of the middle round; None where it wasn't measured."""
         found = self.seconds.get(what)
         return statistics.median(found) if found else None
+
+    def note_load(self, first: Mapping[str, Any]) -> None:
+        """What a process said when it had loaded."""
+        self.runs, self.dtype, self.private = first["runs"], first["dtype"], first["private"]
+        for name in ("imports", "load", "processor_load"):
+            getattr(self, name).append(first[name])
+        self.note_memory(first)
+
+    def note_first_step(self, answer: Mapping[str, Any]) -> None:
+        """What a process said after its first step."""
+        self.first_step.append(answer["first_step"])
+        self.processor_first_step.append(answer["processor_first_step"])
+        self.note_memory(answer)
+
+    def note(self, what: What, seen: Mapping[str, Any]) -> None:
+        """What a process said of one turn."""
+        self.seconds.setdefault(what, []).append(seen["seconds"])
+        self.processor_seconds.setdefault(what, []).append(seen["processor_seconds"])
+        self.note_memory(seen)
+
+    def note_memory(self, answer: Mapping[str, Any]) -> None:
+        """The most memory so far, which every answer says."""
+        self.peak = max(answer["peak"], self.peak or 0)
+        if answer["device_peak"] is not None:
+            self.device_peak = max(answer["device_peak"], self.device_peak or 0)
+
+    def note_failure(self, error: ContenderFailed, what: Sequence[What]) -> None:
+        """It has failed: after some rounds of all of `what`, or with nothing measured."""
+        self.trace = error.trace
+        if all(self.seconds.get(each) for each in what):
+            self.ended = str(error)
+        else:
+            self.why_not = str(error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +161,7 @@ def measure(
                 time.sleep(_CALM)
                 best = machine.ask("gemm", row.dtype)["gflops"]
                 gemm[row.dtype] = max(best, gemm.get(row.dtype, 0.0))
-        _compare(rows, answers)
+        compare(rows, answers)
         facts = dict(machine.first)
         return Results(plan=plan, machine=facts, operations=facts.pop("operations"), gemm=gemm, rows=rows, fresh=fresh)
 
@@ -151,7 +185,8 @@ class _Session:
             if name not in self.workers:
                 answer = self.answers / f"{name}.npy"
                 self.workers[name] = stack.enter_context(worker(name, plan, self.model, answer, patience=patience))
-                _note_load(row, self.workers[name].first)
+                row.note_load(self.workers[name].first)
+                row.note_first_step(self.workers[name].first)
             if (
                 row.contender.kind == "engine"
                 and row.runs != name
@@ -161,14 +196,9 @@ class _Session:
             for what, count in (("step", plan.steps), ("decode", None), ("image", plan.image_steps)):
                 if what in plan.what:
                     seen = self.workers[name].ask(what, count, patience=patience)
-                    row.seconds.setdefault(what, []).append(seen["seconds"])
-                    row.processor_seconds.setdefault(what, []).append(seen["processor_seconds"])
-                    _note_memory(row, seen)
+                    row.note(what, seen)
         except ContenderFailed as error:
-            if all(row.seconds.get(what) for what in plan.what):
-                row.ended = str(error)
-            else:
-                row.why_not = str(error)
+            row.note_failure(error, plan.what)
             logger.warning("contender %s: %s", name, error)
 
 
@@ -176,21 +206,7 @@ def _least(*values: float | None) -> float | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def _note_load(row: Row, first: dict[str, Any]) -> None:
-    row.runs, row.dtype = first["runs"], first["dtype"]
-    for field_name in ("imports", "load", "first_step", "processor_load", "processor_first_step"):
-        getattr(row, field_name).append(first[field_name])
-    row.private = first["private"]
-    _note_memory(row, first)
-
-
-def _note_memory(row: Row, answer: dict[str, Any]) -> None:
-    row.peak = max(answer["peak"], row.peak or 0)
-    if answer["device_peak"] is not None:
-        row.device_peak = max(answer["device_peak"], row.device_peak or 0)
-
-
-def _compare(rows: Sequence[Row], answers: Path) -> None:
+def compare(rows: Sequence[Row], answers: Path) -> None:
     """The error of each first step's answer, relative to the first one's there is."""
     import numpy as np
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -18,11 +18,16 @@ from sfumato.bench.plan import Plan
 from sfumato.errors import SfumatoError
 
 _PATIENCE = 10.0  # seconds for a process that was told to end
+_LINES = 12  # of what a process said last
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class ContenderFailed(SfumatoError):
-    """A contender's process said that it failed, or died; the message is the reason."""
+    """A contender's process said that it failed, or died; the message is the reason, `trace` the last lines it said."""
+
+    def __init__(self, message: str, trace: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.trace = tuple(trace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +44,13 @@ class Worker:
 
 
 @contextlib.contextmanager
-def worker(name: str, plan: Plan, model: Path, answer: Path, *, patience: float | None = None) -> Iterator[Worker]:
+def worker(
+    name: str, plan: Plan, model: Path, answer: Path, *, patience: float | None = None, stepped: bool = True
+) -> Iterator[Worker]:
     """A contender in a process of its own for the time of the block. Raises `ContenderFailed` where it doesn't load.
 
-    `answer` is the file for what its first step gave. The process is in a session of its own, so that Ctrl-C reaches
-    only us, and we end it.
+    `answer` is the file for what its first step gave; without `stepped` that is left to `ask("first")`. The
+    process is in a session of its own, so that Ctrl-C reaches only us, and we end it.
     """
     environment = dict(os.environ)
     if plan.threads is not None:
@@ -59,7 +66,13 @@ def worker(name: str, plan: Plan, model: Path, answer: Path, *, patience: float 
             start_new_session=True,
         )
         try:
-            orders = {"contender": name, "plan": plan.to_values(), "model": str(model), "answer": str(answer)}
+            orders = {
+                "contender": name,
+                "plan": plan.to_values(),
+                "model": str(model),
+                "answer": str(answer),
+                "stepped": stepped,
+            }
             yield Worker(process=process, errors=errors, first=_exchange(process, errors, orders, patience))
         finally:
             _end(process)
@@ -77,10 +90,10 @@ def _exchange(
     if late.is_set():
         raise ContenderFailed(f"it took longer than the {patience:.0f} s there were")
     if not line:
-        raise ContenderFailed(f"its process ended ({_reason(process, errors)})")
+        raise ContenderFailed(*_reason(process, errors))
     answer: dict[str, Any] = json.loads(line)
     if "failed" in answer:
-        raise ContenderFailed(str(answer["failed"]))
+        raise ContenderFailed(str(answer["failed"]), answer["trace"])
     return answer
 
 
@@ -104,13 +117,16 @@ def _killed_after(process: subprocess.Popen[str], patience: float | None) -> Ite
         timer.cancel()
 
 
-def _reason(process: subprocess.Popen[str], errors: IO[bytes]) -> str:
+def _reason(process: subprocess.Popen[str], errors: IO[bytes]) -> tuple[str, list[str]]:
+    """Why it ended, and what it said last."""
     code = process.wait(_PATIENCE)
-    if code == -9:
-        return "killed, most likely for want of memory"
     errors.seek(0)
     lines = errors.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][:200] if lines else f"exit code {code}"
+    if code == -9:
+        reason = "killed, most likely for want of memory"
+    else:
+        reason = lines[-1][:200] if lines else f"exit code {code}"
+    return f"its process ended ({reason})", lines[-_LINES:]
 
 
 def _end(process: subprocess.Popen[str]) -> None:

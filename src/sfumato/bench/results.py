@@ -34,9 +34,10 @@ def document(results: Results) -> dict[str, Any]:
 def _row(results: Results, row: Row) -> dict[str, Any]:
     about = {"name": row.contender.name, "about": row.contender.about}
     if row.why_not:
-        return about | {"not_measured": row.why_not}
+        return about | {"not_measured": row.why_not} | ({"trace": row.trace} if row.trace else {})
     return about | {
         "ended": row.ended or None,
+        "trace": row.trace,
         "runs": row.runs,
         "dtype": row.dtype,
         "imports": row.imports,

@@ -38,8 +38,8 @@ class Runner(Protocol):
         """Decode one batch of latents: seconds."""
         ...
 
-    def image(self, steps: int) -> float:
-        """Paint one batch of pictures from a prompt: seconds."""
+    def image(self, steps: int, count: int | None = None) -> float:
+        """Paint one batch of pictures from a prompt, of the plan's size or of `count`: seconds."""
         ...
 
 
@@ -53,7 +53,7 @@ class Networks:
     without_gradients: Callable[[], AbstractContextManager[object]]
     denoise: Callable[[Tensor, Tensor, Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
-    paint: Callable[[int], object]
+    paint: Callable[[int, int], object]
     context_dim: int
     latent_channels: int
     in_channels: int
@@ -69,7 +69,7 @@ class TorchRunner:
         self.runs, self.dtype = networks.runs, dtype_name(dtype)
         side = (plan.size or networks.side) // networks.factor
         draw = torch.Generator().manual_seed(1)
-        batch = plan.batch
+        self._batch = batch = plan.batch
 
         def made(*shape: int) -> Tensor:
             return torch.randn(shape, generator=draw).to(device, dtype)
@@ -89,8 +89,8 @@ class TorchRunner:
         with self._networks.without_gradients():
             return self._timed(lambda: self._networks.decode(self._decoded))
 
-    def image(self, steps: int) -> float:
-        return self._timed(lambda: self._networks.paint(steps))
+    def image(self, steps: int, count: int | None = None) -> float:
+        return self._timed(lambda: self._networks.paint(steps, count or self._batch))
 
     def _take(self, count: int) -> None:
         for _ in range(count):
@@ -125,16 +125,17 @@ def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
     dtype = resolve_dtype(contender.dtype or plan.dtype, device)
     is_preset = contender.kind == "preset"
     loaded = load_model(model, name="bench", device=device, dtype=dtype, engine="auto" if is_preset else contender.name)
-    pipeline = Pipeline(loaded, safety="off", watermark=False, batch_size=plan.batch)
+    pipeline = Pipeline(loaded, safety="off", watermark=False)
 
-    def paint(steps: int) -> object:
+    def paint(steps: int, count: int) -> object:
         """A preset has its own number of steps, but to warm up."""
         side = plan.size or loaded.size
         fields: dict[str, Any] = {"sampler": "plms", "steps": steps}
         if is_preset:
             fields = with_preset({PRESET: contender.name} | ({"steps": _FEW} if steps < _FEW else {}))
         request = Request(prompt=PROMPT, width=side, height=side, guidance_scale=GUIDANCE_SCALE, **fields)
-        return pipeline.generate(request, count=plan.batch)
+        pipeline.batch_size = count
+        return pipeline.generate(request, count=count)
 
     networks = Networks(
         runs=loaded.engine.name,
@@ -170,14 +171,14 @@ def _load_diffusers(contender: Contender, plan: Plan, model: Path) -> Runner:
             vae.to(memory_format=torch.channels_last)
         unet.forward, vae.decode = torch.compile(unet.forward, **options), torch.compile(vae.decode, **options)
 
-    def paint(steps: int) -> object:
+    def paint(steps: int, count: int) -> object:
         side = {"height": plan.size, "width": plan.size} if plan.size else {}
         generator = torch.Generator().manual_seed(0)
         return pipeline(
             PROMPT,
             num_inference_steps=steps,
             guidance_scale=GUIDANCE_SCALE,
-            num_images_per_prompt=plan.batch,
+            num_images_per_prompt=count,
             generator=generator,
             **side,
         )

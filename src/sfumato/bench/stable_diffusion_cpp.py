@@ -33,9 +33,9 @@ class CppRunner:
         _, stepped, ended = self._picture(1)
         return (ended - stepped) * self._batch
 
-    def image(self, steps: int) -> float:
+    def image(self, steps: int, count: int | None = None) -> float:
         began = time.perf_counter()
-        for _ in range(self._batch):
+        for _ in range(count or self._batch):
             self._picture(steps)
         return time.perf_counter() - began
 

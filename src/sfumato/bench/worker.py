@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +20,7 @@ MACHINE = "machine"
 """In the place of a contender's name: the process that measures what the machine can do."""
 
 _WARM_UPS = 2
+_LINES = 12  # of a traceback
 
 Answer = dict[str, Any]
 
@@ -33,12 +35,16 @@ def main() -> int:
         plan = Plan.from_values(orders["plan"])
         begin = _machine if orders["contender"] == MACHINE else _contender
         first, do = begin(orders["contender"], plan, Path(orders["model"]), Path(orders["answer"]), began)
+        if orders["stepped"] and orders["contender"] != MACHINE:
+            first |= do("first", None) | _peaks()
         _say(answers, first)
         for line in sys.stdin:
             order = json.loads(line)
             _say(answers, do(order["do"], order["with"]) | _peaks())
     except Exception as error:  # whatever a contender raises is its result, not this process's failure
-        _say(answers, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        trace = "".join(traceback.format_exception(error)).splitlines()[-_LINES:]
+        _say(answers, {"failed": told, "trace": trace})
         return 1
     return 0
 
@@ -56,21 +62,12 @@ def _contender(name: str, plan: Plan, model: Path, answer: Path, began: float) -
     imported = time.perf_counter()
     runner = load(catalog()[name], plan, model)
     loaded, processor_load, private = time.perf_counter(), time.process_time(), private_bytes()
-    runner.steps(1)
-    stepped = time.perf_counter()
-    if runner.answer is not None:
-        import numpy as np
-
-        with answer.open("wb") as file:
-            np.save(file, runner.answer.numpy())
     first = {
         "runs": runner.runs,
         "dtype": runner.dtype,
         "imports": imported - began,
         "load": loaded - began,
-        "first_step": stepped - began,
         "processor_load": processor_load,
-        "processor_first_step": time.process_time(),
         "private": private,
         **_peaks(),
     }
@@ -79,13 +76,30 @@ def _contender(name: str, plan: Plan, model: Path, answer: Path, began: float) -
         "step": lambda count: runner.steps(count) / count,
         "decode": lambda _: runner.decode(),
         "image": lambda steps: runner.image(steps),
+        "images": lambda how: runner.image(*how),
     }
+    few = {"images": lambda how: (1, how[1])}
     warm = {"step"} if plan.device == "cpu" else set()
 
+    def first_step() -> Answer:
+        """Its time counts from the process's start, without what it may have waited since it has loaded."""
+        began_step = time.perf_counter()
+        runner.steps(1)
+        stepped = time.perf_counter()
+        if runner.answer is not None:
+            import numpy as np
+
+            with answer.open("wb") as file:
+                np.save(file, runner.answer.numpy())
+        seconds = loaded - began + stepped - began_step
+        return {"first_step": seconds, "processor_first_step": time.process_time()}
+
     def do(what: str, count: Any) -> Answer:
+        if what == "first":
+            return first_step()
         if what not in warm:  # what is compiled, captured or converted on the way to the first answer
             for _ in range(_WARM_UPS):
-                acts[what](1)
+                acts[what](few[what](count) if what in few else 1)
             warm.add(what)
         cpu = time.process_time()
         seconds = acts[what](count)
