@@ -1,9 +1,9 @@
 """A GPU measured within eight minutes: its tests, one picture and many at a time, beside diffusers eager and compiled.
 
 `make gpu-bench` runs it with the machine's own python3 and torch, and no network: what isn't installed there is named
-in the JSON, which is written anew after each turn. v1-4's shapes with random weights, 512×512, 50 steps of PLMS. With
-`--device cpu --model pocket` its own logic can be tried where there is no GPU. `--seconds` is for all of it: what is
-compiled comes last, and is left out where the time is over.
+in the JSON, which is written anew after each turn. v1-4's shapes with random weights, 512×512, 50 steps of PLMS.
+`--seconds` is for all of it: what is compiled comes last, and is left out where the time is over. The tests run while it
+compiles and nobody is timed. With `--device cpu --model pocket` the logic can be tried where there is no GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from sfumato.bench.subject import model_folder
 from sfumato.files import write_text
 
 SECONDS = 460.0  # for everything
-TESTS = 0.3  # of that at most
 ROUNDS, ROUNDS_OF_MANY = 3, 2
 STEPS = 20  # guided steps in a turn, beside a picture's
 # In this order: what is most worth knowing first. Those that compile are timed after the others.
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def _run(chosen: argparse.Namespace, began: float, report: dict[str, Any]) -> int:
-    report["tests"] = _run_tests(chosen.tests, TESTS * chosen.seconds) if chosen.tests else None
+    report["tests"] = None
 
     def save() -> None:
         report["seconds"] = round(time.monotonic() - began, 1)
@@ -65,6 +64,12 @@ def _run(chosen: argparse.Namespace, began: float, report: dict[str, Any]) -> in
         report["one"], report["many"] = map(document, turns.results())
         report["reached"] = reached(report["one"], report["many"])
         save()
+
+    def test(seconds: float) -> None:
+        if chosen.tests:
+            report["tests"] = _run_tests(chosen.tests, seconds)
+            _say(f"tests: {report['tests']['summary']}")
+            save()
 
     save()
     shared: dict[str, Any] = {"model": chosen.model, "size": chosen.size, "device": chosen.device, "fresh": False}
@@ -79,6 +84,7 @@ def _run(chosen: argparse.Namespace, began: float, report: dict[str, Any]) -> in
             answers=answers,
             until=began + chosen.seconds - _TO_END,
             save=save_turns,
+            meanwhile=test,
             say=lambda words: _say(f"{time.monotonic() - began:6.1f} s  {words}"),
         )
         turns.run()
@@ -143,6 +149,8 @@ def _run_tests(folder: Path, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(folder)]
     if importlib.util.find_spec("xdist") is not None:  # each test is small, and most of its time is the processor's
         command += ["-n", str(max(1, min(_TESTERS, (os.cpu_count() or 1) // 2)))]
+    if seconds <= 0.0:
+        return {"passed": False, "summary": "no time was left for them"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:

@@ -27,8 +27,10 @@ _PATIENCE = 120.0  # for loading or a turn, where the time isn't over sooner
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turns:
-    """What is measured: `one` picture at a time, and `many`, whose batch is the only difference. `compiled` are the
-    names of those that compile. `until` is on `time.monotonic`'s clock; `save` is called after every turn.
+    """What is measured: `one` picture at a time, and `many`, whose batch is the only difference.
+
+    `compiled` are the names of those that compile. `until` is on `time.monotonic`'s clock. `save` is called after every
+    turn, `meanwhile` once, with the seconds there are for it, while those that compile do and nobody is timed.
     """
 
     one: Plan
@@ -40,6 +42,7 @@ class Turns:
     until: float
     save: Callable[[Turns], None]
     say: Callable[[str], None]
+    meanwhile: Callable[[float], None]
     rows: dict[str, Row] = field(default_factory=dict)
     rows_of_many: dict[str, Row] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
@@ -63,7 +66,9 @@ class Turns:
             self._timed_together([name for name in quick if name in self._running()])
             compiled = [name for name in self._running() if name in self.compiled]
             self.say(f"compiling: {', '.join(compiled) or 'nobody'}")
-            for done in [pool.submit(self._ready, name, self._left() - _SPARE) for name in compiled]:
+            compiling = [pool.submit(self._ready, name, self._left() - _SPARE) for name in compiled]
+            self.meanwhile(self._left() - _SPARE)
+            for done in compiling:
                 done.result()
             self._save()
             self._timed(compiled)

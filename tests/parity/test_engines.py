@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
+from sfumato import load_pipeline
 from sfumato.engines import compiled, compiler
 from sfumato.engines.catalog import choose, start
 from sfumato.engines.exact_autoencoder import ExactAutoencoder
@@ -304,3 +306,16 @@ def test_openvino_that_isnt_installed_names_its_extra(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtra, match=r"sfumato\[openvino\]"):
         start("openvino", tiny_unet("v1-like"), tiny_autoencoder(next(iter(AUTOENCODERS))))
+
+
+def test_compile_takes_a_model_whose_weights_lie_in_their_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers as `eager`, whose layers widen them; what is compiled is traced only, as above."""
+    monkeypatch.setattr(compiled, "why_not", lambda device: "")
+    monkeypatch.setattr(compiled, "compiled_twin", partial(compiled.compiled_twin, backend="eager"))
+    answers = []
+    for engine in ("eager", "compile"):
+        model = load_pipeline("pocket", device="cpu", dtype="float32", engine=engine).model
+        assert model.engine.name == engine
+        with torch.inference_mode():
+            answers.append(model.engine.decode(gaussian(1, model.autoencoder.config.latent_channels, 4, 4)))
+    assert relative(answers[1], answers[0]) <= 2e-5

@@ -12,6 +12,7 @@ from sfumato.engines.tiling import tiled
 from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.unet import UNet
+from sfumato.nn.stored import widen
 
 logger = logging.getLogger("sfumato")
 
@@ -119,6 +120,8 @@ def _compile(unet: UNet, autoencoder: Autoencoder) -> Engine:
     device = unet.conv_in.weight.device.type
     if reason := why_not_compile(device):
         raise _CannotError(reason)
+    for network in (unet, autoencoder):
+        widen(network)  # where a weight lies in its file is no question for compiled code
     if device == "cuda":
         # The graph is ours, of the whole forward: "reduce-overhead" would record one a block. "max-autotune" times a
         # dozen kernels for each product of each shape, which is minutes before v1's first picture.
