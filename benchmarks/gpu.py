@@ -2,8 +2,8 @@
 
 `make gpu-bench` runs it with the machine's own python3 and torch, and no network: what isn't installed there is named
 in the JSON, which is written anew after each turn. v1-4's shapes with random weights, 512×512, 50 steps of PLMS.
-`--seconds` is for all of it: what is compiled comes last, and is left out where the time is over. The tests run while it
-compiles and nobody is timed. With `--device cpu --model pocket` the logic can be tried where there is no GPU.
+`--seconds` is for all of it: what is compiled comes last, and is left out where the time is over. The tests run while
+it compiles and nobody is timed. With `--device cpu --model pocket` the logic can be tried where there is no GPU.
 """
 
 from __future__ import annotations
