@@ -168,8 +168,8 @@ def _unpack(wheels: Path, folder: Path) -> str:
     found = [str(path) for path in sorted(wheels.glob("*.whl"))]
     if not found:
         return f"no wheels in {wheels}"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(folder)]
-    done = subprocess.run([*command, *found], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    done = subprocess.run([*command, "--target", str(folder), *found], capture_output=True, text=True, check=False)
     if done.returncode:
         return f"could not be installed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
     sys.path.insert(0, str(folder))
