@@ -36,6 +36,7 @@ STEPS = 20  # guided steps in a turn, beside a picture's
 CONTENDERS = ("eager", "graph", "diffusers", "compile", "diffusers-compile")
 _TO_END = 5.0  # seconds, for processes to end in
 _TESTERS = 6  # processes that test at a time
+_OUTPUT = 20_000  # characters of what failing tests said
 COMPILED = frozenset({"compile", "diffusers-compile"})
 # docs/performance.md, GPU: seconds a picture at most, pictures a second at least, times faster than compiled diffusers.
 GOALS = {"seconds_a_picture": 0.57, "pictures_a_second": 4.0, "over_compiled_diffusers": 1.3}
@@ -146,7 +147,7 @@ def _run_tests(folder: Path, seconds: float) -> dict[str, Any]:
     """The tests that need a GPU: whether all passed, and pytest's own last line."""
     if importlib.util.find_spec("pytest") is None:
         return {"passed": False, "summary": "pytest is not installed"}
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovider", str(folder)]
     if importlib.util.find_spec("xdist") is not None:  # each test is small, and most of its time is the processor's
         command += ["-n", str(max(1, min(_TESTERS, (os.cpu_count() or 1) // 2)))]
     if seconds <= 0.0:
@@ -155,12 +156,12 @@ def _run_tests(folder: Path, seconds: float) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
         output = error.stdout or b""
-        return {"passed": False, "summary": f"not done in {seconds:.0f} s", "output": output.decode()[-2000:]}
+        return {"passed": False, "summary": f"not done in {seconds:.0f} s", "output": output.decode()[-_OUTPUT:]}
     lines = done.stdout.strip().splitlines()
     summary = lines[-1] if lines else done.stderr.strip()[-200:]
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", summary)}
     result: dict[str, Any] = {"passed": done.returncode == 0, "summary": summary, "counts": counts}
-    return result if done.returncode == 0 else result | {"output": done.stdout[-4000:]}
+    return result if done.returncode == 0 else result | {"output": done.stdout[-_OUTPUT:]}
 
 
 def _unpack(wheels: Path, folder: Path) -> str:
