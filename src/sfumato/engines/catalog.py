@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 from sfumato.engines.compiler import NoKernelsError, why_not
 from sfumato.engines.engine import Engine, eager
@@ -13,6 +15,9 @@ from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.unet import UNet
 from sfumato.nn.stored import widen
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger("sfumato")
 
@@ -133,26 +138,43 @@ def _compile(unet: UNet, autoencoder: Autoencoder) -> Engine:
 def _graph(unet: UNet, autoencoder: Autoencoder) -> Engine:
     from sfumato.engines.fused import fused_twin
     from sfumato.engines.fused import why_not as why_not_fused
+    from sfumato.engines.projected import project, projected_twin
 
     device = unet.conv_in.weight.device.type
     if device != "cuda":
         raise _CannotError(f"it is for CUDA devices, the model is on {device}")
+    network, pictures = unet, autoencoder
     if reason := why_not_fused(device):
         logger.warning("engine graph: %s; torch's own GroupNorm runs instead, slower", reason)
-        return _graphed("graph", unet, autoencoder)
-    return _graphed("graph", fused_twin(unet), fused_twin(autoencoder))
+    else:
+        network, pictures = fused_twin(unet), fused_twin(autoencoder)
+    return _graphed("graph", projected_twin(network), pictures, partial(project, unet))
 
 
-def _graphed(name: str, unet: UNet, autoencoder: Autoencoder) -> Engine:
-    """On CUDA: channels last, as its convolutions are fastest, and a forward or a decode in one launch."""
+def _graphed(
+    name: str, unet: UNet, autoencoder: Autoencoder, prepare: Callable[[Tensor], Tensor] | None = None
+) -> Engine:
+    """On CUDA: channels last, as its convolutions are fastest, and a guided forward or a decode in one launch.
+
+    `prepare` makes what the UNet takes for a context, where it takes another thing.
+    """
     import torch
 
-    from sfumato.engines.graphs import Graphed
+    from sfumato.engines.graphs import Graphed, GraphedUNet, as_it_is
 
     for weight in (*unet.parameters(), *autoencoder.parameters()):
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    return Engine(name=name, denoise=Graphed(unet), encode=autoencoder.encode, decode=Graphed(autoencoder.decode))
+    bias = unet.conv_in.bias
+    assert bias is not None
+    network = GraphedUNet(unet, bias.dtype, prepare=prepare or as_it_is)
+    return Engine(
+        name=name,
+        denoise=network.denoise,
+        encode=autoencoder.encode,
+        decode=Graphed(autoencoder.decode),
+        guided=network.guided,
+    )
 
 
 def _openvino(unet: UNet, autoencoder: Autoencoder) -> Engine:

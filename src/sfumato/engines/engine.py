@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,6 +19,9 @@ class Engine:
     """`denoise`, `encode` and `decode` take and return what `UNet.forward` and the autoencoder's methods do.
 
     `name` is what runs, which may be another engine than was asked for; asking for it gives the same again.
+    `guided` is `denoise` with the guidance around it, None for an engine that does no more than `denoise`: x_in
+    (B, C, h, w) float32, t, the conditions' contexts one after another (k·B, T, C), and the k − 1 factors of
+    `diffusion.guidance.combined` → (B, C, h, w) float32. Nobody may write to a context while the same tensor is given.
     `approximate` is `denoise` with shortcuts; None for an engine that can't leave anything out. `kernels` are what it
     is made of, where that is `Kernels`; `tiling` is how large pictures pass the autoencoder.
     """
@@ -27,6 +30,7 @@ class Engine:
     denoise: Callable[[Tensor, Tensor, Tensor], Tensor] = field(repr=False)
     encode: Callable[[Tensor], Posterior] = field(repr=False)
     decode: Callable[[Tensor], Tensor] = field(repr=False)
+    guided: Callable[[Tensor, float, Tensor, Sequence[float]], Tensor] | None = field(default=None, repr=False)
     approximate: Callable[[Tensor, Tensor, Tensor, Shortcuts], Tensor] | None = field(default=None, repr=False)
     kernels: Kernels | None = field(default=None, repr=False)
     tiling: str = "none"

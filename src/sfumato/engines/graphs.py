@@ -1,70 +1,136 @@
-"""A whole forward recorded as one CUDA graph for each set of input shapes, and replayed: one launch a step."""
+"""Work recorded as one CUDA graph for each set of input shapes, and replayed: one launch a step."""
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sfumato.diffusion.guidance import combined
+
 _KEPT = 4  # graphs: each holds the memory of its own forward
 _WARM_UPS = 3  # before recording: libraries choose their algorithms and allocate on the first calls
 
+_RECORDING = threading.Lock()  # CUDA forbids one recording to wait for the device while another is under way
+
 Run = Callable[..., Tensor]
+Prepare = Callable[[Tensor], Tensor]
 Replay = Callable[[], None]
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
 """Records a forward: the tensor that holds its answer, and what computes it anew from the same inputs' tensors."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Graph:
     inputs: tuple[Tensor, ...]
+    steady: Tensor | None  # what `prepared` was made from; held, so that no other tensor can be taken for it
+    prepared: Tensor | None
     answer: Tensor
     replay: Replay
 
 
 def record_cuda(run: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
     """On the current device. What runs must not look at numbers on the device, nor move any to it."""
-    for _ in range(_WARM_UPS):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        answer = run()
+    with _RECORDING:
+        for _ in range(_WARM_UPS):
+            run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # torch's own stream for recording belongs to whichever device was first. Other threads may go on allocating.
+        stream = _recording_stream(torch.cuda.current_device())
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            answer = run()
     return answer, graph.replay
+
+
+@functools.cache
+def _recording_stream(device: int) -> torch.cuda.Stream:
+    """One a device: cuBLAS keeps tens of megabytes for each stream it has seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def as_it_is(steady: Tensor) -> Tensor:
+    """A `Prepare` that computes nothing."""
+    return steady
 
 
 class Graphed:
     """Called as `run`. Weights are read where they were when a graph was recorded: they may change, not move.
 
+    A number reaches `run` as a tensor of no dimension, float32. `steady` does as `prepare(steady)`, behind the other
+    inputs: made once as long as the same tensor comes, which nobody may write to meanwhile.
     Answers are copies: the next call doesn't overwrite them. Calls from several threads take turns.
     """
 
-    def __init__(self, run: Run, record: Record = record_cuda) -> None:
-        self._run, self._record = run, record
+    def __init__(self, run: Run, *, prepare: Prepare = as_it_is, record: Record = record_cuda) -> None:
+        self._run, self._prepare, self._record = run, prepare, record
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[tuple[tuple[torch.Size, torch.dtype], ...], _Graph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        key = tuple((value.shape, value.dtype) for value in inputs)
+    def __call__(self, first: Tensor, *others: Tensor | float, steady: Tensor | None = None) -> Tensor:
+        inputs = (first, *others)
+        key = tuple((one.shape, one.dtype) if isinstance(one, Tensor) else None for one in (*inputs, steady))
         # Of one kind, whichever mode it is called in: those made in inference mode can't be written to outside it.
-        with self._lock, torch.inference_mode(), torch.cuda.device(inputs[0].get_device()):  # -1, the CPU's, is none
+        with self._lock, torch.inference_mode(), torch.cuda.device(first.get_device()):  # -1, the CPU's, is none
             graph = self._graphs.get(key)
             if graph is None:
-                graph = self._recorded(inputs)
+                graph = self._recorded(inputs, steady)
                 self._graphs[key] = graph
                 if len(self._graphs) > _KEPT:
                     self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
             for kept, value in zip(graph.inputs, inputs, strict=True):
-                kept.copy_(value, non_blocking=True)
+                if isinstance(value, Tensor):
+                    kept.copy_(value, non_blocking=True)
+                else:
+                    kept.fill_(value)
+            if steady is not None and graph.prepared is not None and steady is not graph.steady:
+                graph.prepared.copy_(self._prepare(steady))
+                graph.steady = steady
             graph.replay()
             return graph.answer.clone()
 
-    def _recorded(self, inputs: tuple[Tensor, ...]) -> _Graph:
-        kept = tuple(value.clone() for value in inputs)
-        answer, replay = self._record(lambda: self._run(*kept))
-        return _Graph(kept, answer, replay)
+    def _recorded(self, inputs: Sequence[Tensor | float], steady: Tensor | None) -> _Graph:
+        device = next(one.device for one in inputs if isinstance(one, Tensor))
+        kept = tuple(
+            one.clone() if isinstance(one, Tensor) else torch.full((), one, dtype=torch.float32, device=device)
+            for one in inputs
+        )
+        prepared = None if steady is None else self._prepare(steady).clone()
+        given = kept if prepared is None else (*kept, prepared)
+        answer, replay = self._record(lambda: self._run(*given))
+        return _Graph(kept, steady, prepared, answer, replay)
+
+
+class GraphedUNet:
+    """A UNet's forward, alone and with the guidance around it, one launch each.
+
+    `unet` is called as a `UNet` is, with `prepare(context)` in the place of the context, and computes in `dtype`.
+    """
+
+    def __init__(
+        self, unet: Run, dtype: torch.dtype, *, prepare: Prepare = as_it_is, record: Record = record_cuda
+    ) -> None:
+        self._unet, self._dtype = unet, dtype
+        self._alone = Graphed(unet, prepare=prepare, record=record)
+        self._whole = Graphed(self._combined, prepare=prepare, record=record)
+
+    def denoise(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """As `UNet.forward`; nobody may write to the context as long as the same tensor is given."""
+        return self._alone(latents, timesteps, steady=context)
+
+    def guided(self, x_in: Tensor, t: float, context: Tensor, factors: Sequence[float]) -> Tensor:
+        """`Engine.guided`."""
+        return self._whole(x_in, t, *factors, steady=context)
+
+    def _combined(self, x_in: Tensor, t: Tensor, *rest: Tensor) -> Tensor:
+        *factors, context = rest
+        conditions = len(factors) + 1
+        latents = torch.cat([x_in] * conditions).to(self._dtype)
+        answers = self._unet(latents, t.expand(len(latents)), context).float().chunk(conditions)
+        return combined(answers, factors)

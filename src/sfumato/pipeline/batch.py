@@ -18,7 +18,7 @@ from sfumato.diffusion.noise import Draw, generator_noise, seeded_noise, seeds_f
 from sfumato.engines.engine import eager
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import mask_to_latents
-from sfumato.pipeline.conditioning import Conditioning, answers
+from sfumato.pipeline.conditioning import Conditioning, answers, guided
 from sfumato.pipeline.model import Model
 from sfumato.pipeline.nan_guard import Check, guarding
 from sfumato.pipeline.request import Request, upscaled
@@ -192,21 +192,22 @@ def _guarded_predict(
     scale = request.guidance_scale
     assert scale is not None, "the request was not resolved"
 
-    def guided(model: Model) -> Predict:
+    def guiding(model: Model) -> Predict:
         return guide(
             answers(model, conditioning, request, extra_channels),
             scale=scale,
             weights=conditioning.weights,
             rescale=request.guidance_rescale,
             interval=request.guidance_interval,
+            guided=guided(model, conditioning, extra_channels),
         )
 
-    predict = guided(model)
+    predict = guiding(model)
 
     def guarded(x_in: Tensor, t: float, sigma: float) -> Tensor:
         answer = predict(x_in, t, sigma)
         # The layer is looked for in the modules themselves: other engines don't call them.
-        check(answer, lambda: guided(_eagerly(model))(x_in, t, sigma))
+        check(answer, lambda: guiding(_eagerly(model))(x_in, t, sigma))
         return answer
 
     return guarded

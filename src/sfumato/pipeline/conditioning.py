@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sfumato.diffusion.catalog import PROFILES
-from sfumato.diffusion.guidance import Answers
+from sfumato.diffusion.guidance import Answers, Guided
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.deep_cache import Forward
 from sfumato.prompt.chunks import PromptPlan, align_windows, plan_prompt, warn_of_cut
@@ -109,13 +110,27 @@ def answers(
     `extra_channels` (B, 5, h, w) are an inpainting UNet's mask and masked latents, which stand behind the latents.
     """
 
-    forward = Forward(model, request)
+    forward, contexts = Forward(model, request), _joined(conditioning)
 
     def evaluate(x_in: Tensor, t: float, which: tuple[int, ...]) -> Sequence[Tensor]:
-        if extra_channels is not None:
-            x_in = torch.cat([x_in, extra_channels], dim=1)
-        latents = torch.cat([x_in] * len(which)).to(model.dtype)
-        context = torch.cat([conditioning.contexts[i] for i in which])
-        return forward(latents, t, context, which).float().chunk(len(which))
+        latents = torch.cat([_before(x_in, extra_channels)] * len(which)).to(model.dtype)
+        return forward(latents, t, contexts(which), which).float().chunk(len(which))
 
     return evaluate
+
+
+def guided(model: Model, conditioning: Conditioning, extra_channels: Tensor | None = None) -> Guided | None:
+    """`answers` with the guidance around them, in one launch; None where the model's engine has no such thing."""
+    engine, contexts = model.engine.guided, _joined(conditioning)
+    if engine is None:
+        return None
+    return lambda x_in, t, which, factors: engine(_before(x_in, extra_channels), t, contexts(which), factors)
+
+
+def _joined(conditioning: Conditioning) -> Callable[[tuple[int, ...]], Tensor]:
+    """The contexts of some conditions, one after another. The same tensor each time: an engine knows it again."""
+    return cache(lambda which: torch.cat([conditioning.contexts[i] for i in which]))
+
+
+def _before(x_in: Tensor, extra_channels: Tensor | None) -> Tensor:
+    return x_in if extra_channels is None else torch.cat([x_in, extra_channels], dim=1)

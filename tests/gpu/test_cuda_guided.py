@@ -1,0 +1,72 @@
+"""A guided forward in one launch, on a GPU, against the modules on the CPU and the guidance around them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
+from sfumato import load_pipeline
+from sfumato.diffusion.guidance import combined
+from sfumato.engines.catalog import start
+from sfumato.pictures.pixels import psnr
+
+pytestmark = pytest.mark.gpu
+
+SCALE = 3.0
+
+
+@pytest.fixture(autouse=True)
+def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN rounds a convolution's float32 inputs to 10 bits unless it is told not to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-3), (torch.float16, 5e-2), (torch.bfloat16, 3e-1)])
+@pytest.mark.parametrize("name", ["graph", "compile"])
+@torch.inference_mode()
+def test_guided_answers_match_the_modules(name: str, dtype: torch.dtype, most: float) -> None:
+    """At two sizes and under two contexts in turn, so that graphs, keys and values are made, kept and made anew."""
+    module = tiny_unet("v1-like")
+    engine = start(name, tiny_unet("v1-like").to("cuda", dtype), tiny_autoencoder("v1-like").to("cuda", dtype))
+    assert engine.name == name
+    assert engine.guided is not None
+    contexts = [gaussian(4, 7, 24, seed=seed) for seed in (20, 21)]
+    on_gpu = [context.to("cuda", dtype) for context in contexts]
+    for seed, (size, which) in enumerate((((16, 24), 0), ((9, 16), 0), ((16, 24), 1), ((16, 24), 1), ((16, 24), 0))):
+        x, t = gaussian(2, 4, *size, seed=seed), 981.0 - seed
+        found = engine.guided(x.cuda(), t, on_gpu[which], (SCALE,))
+        answers = module(torch.cat([x, x]), torch.full((4,), t), contexts[which]).chunk(2)
+        assert found.dtype is torch.float32
+        assert relative(found.cpu(), combined(answers, (SCALE,))) <= most
+        alone = engine.guided(x.cuda(), t, on_gpu[which][2:], ())
+        assert relative(alone.cpu(), answers[1]) <= most
+
+
+@torch.inference_mode()
+def test_recording_a_graph_is_no_wait_that_torch_forbids() -> None:
+    unet = tiny_unet("v1-like").to("cuda", torch.float16)
+    engine = start("graph", unet, tiny_autoencoder("v1-like").to("cuda", torch.float16))
+    assert engine.guided is not None
+    x, context = gaussian(1, 4, 16, 16).cuda(), gaussian(2, 7, 24).to("cuda", torch.float16)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        found = [engine.guided(x, t, context, (SCALE,)) for t in (981.0, 500.0)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(one.isfinite().all() for one in found)
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize("sampler", ["plms", "heun"])
+@pytest.mark.parametrize("interval", [None, (0.5, 5.0)])
+def test_pictures_are_those_of_eager(sampler: str, interval: tuple[float, float] | None) -> None:
+    pictures = [
+        load_pipeline("pocket", device="cuda", dtype="float32", engine=engine, safety="off", watermark=False)
+        .generate(["a red heart", "rocket"], steps=8, seed=1, sampler=sampler, guidance_interval=interval)
+        .images
+        for engine in ("eager", "graph")
+    ]
+    for expected, found in zip(*pictures, strict=True):
+        assert psnr(np.asarray(found), np.asarray(expected)) > 40.0
