@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -66,17 +67,17 @@ class _Answer:
 def finiteness(value: Tensor) -> Callable[[], bool]:
     """Whether all of a tensor is finite, when it is asked for. From CUDA the answer is then on its way: asking waits
     for the work up to here, not for what was begun since."""
-    flag = torch.isfinite(value).all()
-    if flag.device.type != "cuda":
-        return lambda: bool(flag)
-    told = torch.empty((), dtype=torch.bool, pin_memory=True)
-    told.copy_(flag, non_blocking=True)
+    largest = value.detach().abs().amax()  # NaN where there is one; fewer kernels than isfinite
+    if largest.device.type != "cuda":
+        return lambda: math.isfinite(largest)
+    told = torch.empty((), dtype=largest.dtype, pin_memory=True)
+    told.copy_(largest, non_blocking=True)
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record(torch.cuda.current_stream(flag.device))
+    arrived.record(torch.cuda.current_stream(largest.device))
 
     def read() -> bool:
         arrived.synchronize()
-        return bool(told)
+        return math.isfinite(told)
 
     return read
 
