@@ -40,6 +40,16 @@ def test_unet_matches_diffusers(name: str) -> None:
     assert_close(ours(x, t, context), reference(x, t, context).sample)
 
 
+@pytest.mark.parametrize("name", UNETS)
+def test_unet_takes_the_same_latents_under_several_contexts(name: str) -> None:
+    reference = diffusers_unet(name)
+    config = unet.UNetConfig.from_published(dict(reference.config))
+    ours = load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict())
+    x, context = gaussian(2, config.in_channels, 9, 16), gaussian(6, 7, config.context_dim, seed=2)
+    expected = reference(x.repeat(3, 1, 1, 1), torch.tensor(981.0), context).sample
+    assert_close(ours(x, torch.tensor([981.0]), context), expected)
+
+
 @pytest.mark.parametrize("size", [(9, 16), (10, 10), (3, 5), (2, 3)])
 def test_unet_matches_diffusers_at_sizes_that_do_not_halve(size: tuple[int, int]) -> None:
     reference = diffusers_unet("v1-like")

@@ -130,7 +130,5 @@ class GraphedUNet:
 
     def _combined(self, x_in: Tensor, t: Tensor, *rest: Tensor) -> Tensor:
         *factors, context = rest
-        conditions = len(factors) + 1
-        latents = torch.cat([x_in] * conditions).to(self._dtype)
-        answers = self._unet(latents, t.expand(len(latents)), context).float().chunk(conditions)
-        return combined(answers, factors)
+        answers = self._unet(x_in.to(self._dtype), t[None], context).float()
+        return combined(answers.chunk(len(factors) + 1), factors)

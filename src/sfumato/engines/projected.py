@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.engines.twin import twin_of
-from sfumato.models.unet import CrossAttention, TransformerBlock, UNet
+from sfumato.models.unet import CrossAttention, TransformerBlock, UNet, rows
 from sfumato.nn.attention import attention
 
 
@@ -22,9 +22,9 @@ class ProjectedAttention(nn.Module):
         self.to_q, self.to_out = layer.to_q, layer.to_out
 
     def forward(self, x: Tensor, projected: Tensor) -> Tensor:
-        """x (B, N, C), projected (B, T, all columns) → (B, N, C)"""
+        """As the layer's; projected (B or k·B, T, all columns)."""
         k, v = projected[..., self.columns].chunk(2, dim=-1)
-        out: Tensor = self.to_out(attention(self.to_q(x), k, v, heads=self.heads, upcast=self.upcast))
+        out: Tensor = self.to_out(attention(rows(self.to_q(x), len(k)), k, v, heads=self.heads, upcast=self.upcast))
         return out
 
 

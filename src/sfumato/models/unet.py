@@ -166,6 +166,11 @@ def _one_or_list(values: tuple[int, ...]) -> int | list[int]:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
+def rows(x: Tensor, count: int) -> Tensor:
+    """x itself where it has so many rows, else its rows again and again."""
+    return x if len(x) == count else torch.cat([x] * (count // len(x)))
+
+
 class CrossAttention(nn.Module):
     """Attention from x to a context; to itself where there is none. Projections have no bias, the output has."""
 
@@ -179,9 +184,9 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, N, C), context (B, T, context_dim) → (B, N, C)"""
+        """x (B, N, C), context (B, T, context_dim) → (B, N, C), or of k·B rows where the context is."""
         source = x if context is None else context
-        q, k, v = self.to_q(x), self.to_k(source), self.to_v(source)
+        q, k, v = rows(self.to_q(x), len(source)), self.to_k(source), self.to_v(source)
         out: Tensor = self.to_out(attention(q, k, v, heads=self.heads, upcast=self.upcast))
         return out
 
@@ -224,14 +229,13 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, x: Tensor, context: Tensor, match: Callable[[Tensor], Matching] | None = None) -> Tensor:
-        """x (B, N, C), context (B, T, context_dim) → (B, N, C); `match` says which tokens attend to each other as
-        one."""
+        """As `CrossAttention`; `match` says which tokens attend to each other as one."""
         if match is None:
             x = x + self.attn1(self.norm1(x))
         else:
             matching = match(x)
             x = x + matching.unmerge(self.attn1(matching.merge(self.norm1(x))))
-        x = x + self.attn2(self.norm2(x), context)
+        x = rows(x, len(context)) + self.attn2(self.norm2(x), context)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
 
@@ -248,8 +252,8 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor, merging: Merging | None = None) -> Tensor:
-        """x (B, C, H, W), context (B, T, context_dim) → (B, C, H, W)"""
-        batch, channels, height, width = x.shape
+        """x (B, C, H, W), context (B, T, context_dim) → (B, C, H, W), or of k·B rows where the context is."""
+        _, channels, height, width = x.shape
         h = self.norm(x)
         if not self.linear:
             h = self.proj_in(h)
@@ -260,10 +264,10 @@ class SpatialTransformer(nn.Module):
             h = block(h, context, partial(merging.match, size=(height, width)) if merging else None)
         if self.linear:
             h = self.proj_out(h)
-        h = h.transpose(1, 2).reshape(batch, channels, height, width)
+        h = h.transpose(1, 2).reshape(-1, channels, height, width)
         if not self.linear:
             h = self.proj_out(h)
-        out: Tensor = x + h
+        out: Tensor = rows(x, len(h)) + h
         return out
 
 
@@ -357,7 +361,7 @@ class UpBlock(Block):
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
         """Takes its skips off the end of `skips`."""
         for j in range(len(self.resnets)):
-            x = self.layer(j, torch.cat([x, skips.pop()], dim=1), time, context)
+            x = self.layer(j, torch.cat([x, rows(skips.pop(), len(x))], dim=1), time, context)
         for upsample in self.upsamplers:
             height, width = skips[-1].shape[2:]
             x = upsample(x, (height, width))
@@ -397,7 +401,11 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(c[0], config.out_channels, 3, padding=1)
 
     def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """latents (B, in_channels, h, w), timesteps (B,), context (B, T, context_dim) → (B, out_channels, h, w)."""
+        """latents (B, in_channels, h, w), timesteps (B,), context (B, T, context_dim) → (B, out_channels, h, w).
+
+        The same latents under k contexts, one context's rows after another's: context (k·B, T, context_dim) and
+        timesteps (1,) → (k·B, out_channels, h, w). What no context has reached yet is computed once for all.
+        """
         time = self.time_embedding(timesteps)
         x = self.conv_in(latents)
         skips = [x]
