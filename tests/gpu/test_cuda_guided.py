@@ -23,25 +23,38 @@ def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-3), (torch.float16, 5e-2), (torch.bfloat16, 3e-1)])
-@pytest.mark.parametrize("name", ["graph", "compile"])
+@pytest.mark.parametrize(
+    ("name", "dtype", "most"),
+    [
+        ("graph", torch.float32, 1e-3),
+        ("graph", torch.float16, 5e-2),
+        ("graph", torch.bfloat16, 3e-1),
+        ("compile", torch.float16, 5e-2),
+    ],
+)
 @torch.inference_mode()
 def test_guided_answers_match_the_modules(name: str, dtype: torch.dtype, most: float) -> None:
-    """At two sizes and under two contexts in turn, so that graphs, keys and values are made, kept and made anew."""
-    module = tiny_unet("v1-like")
-    engine = start(name, tiny_unet("v1-like").to("cuda", dtype), tiny_autoencoder("v1-like").to("cuda", dtype))
+    """Two pictures at two sizes and under two contexts in turn, so that graphs, keys and values are made, kept and made
+    anew; compiled, at one size of a small network, since that takes longest of all here."""
+    small = name == "compile"
+    module, on_gpu = (tiny_unet("one level" if small else "v1-like") for _ in range(2))
+    engine = start(name, on_gpu.to("cuda", dtype), tiny_autoencoder("factor 2").to("cuda", dtype))
     assert engine.name == name
     assert engine.guided is not None
-    contexts = [gaussian(4, 7, 24, seed=seed) for seed in (20, 21)]
-    on_gpu = [context.to("cuda", dtype) for context in contexts]
-    for seed, (size, which) in enumerate((((16, 24), 0), ((9, 16), 0), ((16, 24), 1), ((16, 24), 1), ((16, 24), 0))):
-        x, t = gaussian(2, 4, *size, seed=seed), 981.0 - seed
-        found = engine.guided(x.cuda(), t, on_gpu[which], (SCALE,))
+    config = module.config
+    contexts = [gaussian(4, 7, config.context_dim, seed=seed) for seed in (20, 21)]
+    given = [context.to("cuda", dtype) for context in contexts]
+    alone = given[0][2:].clone()
+    for seed, (size, which) in enumerate([((16, 24), 0), ((9, 16), 0), ((16, 24), 1), ((16, 24), 1), ((16, 24), 0)]):
+        if small and size != (16, 24):
+            continue
+        x, t = gaussian(2, config.in_channels, *size, seed=seed), 981.0 - seed
+        found = engine.guided(x.cuda(), t, given[which], (SCALE,))
         answers = module(torch.cat([x, x]), torch.full((4,), t), contexts[which]).chunk(2)
         assert found.dtype is torch.float32
         assert relative(found.cpu(), combined(answers, (SCALE,))) <= most
-        alone = engine.guided(x.cuda(), t, on_gpu[which][2:], ())
-        assert relative(alone.cpu(), answers[1]) <= most
+        if not small and which == 0:
+            assert relative(engine.guided(x.cuda(), t, alone, ()).cpu(), answers[1]) <= most
 
 
 @torch.inference_mode()
