@@ -17,7 +17,7 @@ help:
 	@echo "make peers   compare the metrics with torch-fidelity, clean-fid, torchmetrics… in an environment of their own"
 	@echo "make gpu-test   the tests that need a GPU, with this machine's own python3 and torch: no environment, no download"
 	@echo "make gpu-bench  those tests, then the speed beside diffusers eager and compiled, into GPU_JSON=; under 8 minutes"
-	@echo "make gpu-train  train the embedded model within MINUTES=25 from the shards in EMOJI=, into RUN= and PARTS="
+	@echo "make gpu-train  train the embedded model within MINUTES=25 from the shards in EMOJI=, into RUN= and PARTS=; START=pocket: from it"
 	@echo "PYTHON=python3.12 chooses the interpreter; PIP_ARGS is passed to pip (an index with CPU-only torch, say)"
 
 $(BIN)/python:
@@ -90,12 +90,14 @@ GPU_WHEELS ?=
 gpu-bench:
 	$(GPU_PYTHON) -m benchmarks.gpu --out $(GPU_JSON) $(if $(GPU_WHEELS),--wheels $(GPU_WHEELS))
 
-# Called again, it goes on. Whatever it got to, the newest weights are left in $(PARTS): cat them together, and untar.
+# With START= (pocket, or a model's folder) that model goes on learning. Called again, it goes on. Whatever it got to,
+# the newest weights are left in $(PARTS): cat them together, and untar.
 gpu-train:
-	-$(GPU_PYTHON) -m sfumato.cli.entry train recipe pocket-gpu --stage all --device cuda \
+	-$(GPU_PYTHON) -m sfumato.cli.entry train recipe $(if $(START),pocket-gpu-again --start $(START),pocket-gpu) \
+		--stage all --device cuda \
 		--data $(EMOJI) --out $(RUN) --minutes $(MINUTES)
 	mkdir -p $(PARTS)
-	tar --create --directory $(RUN) model tokenizer latents.json | split --bytes=$(PART_MB)MiB - $(PARTS)/model.tar.
+	tar --create --directory $(RUN) model $(if $(START),,tokenizer) latents.json | split --bytes=$(PART_MB)MiB - $(PARTS)/model.tar.
 
 clean:
 	rm -rf $(VENV) $(PEERS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

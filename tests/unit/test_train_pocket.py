@@ -25,7 +25,7 @@ from sfumato.train.autoencoder import AutoencoderTraining
 from sfumato.train.diffusion import DiffusionTraining
 from sfumato.train.encode import encoder_hash
 from sfumato.train.pocket import Pocket
-from sfumato.train.recipes import GPU_SHARES, POCKET, POCKET_GPU, Recipe, Stage
+from sfumato.train.recipes import MODEL, POCKET, POCKET_GPU, RECIPES, SHARES, Recipe, Stage
 from sfumato.train.sessions import read_sessions
 from sfumato.train.stages import weights_of_run
 from sfumato.train.text import TextTraining
@@ -234,7 +234,7 @@ def test_the_whole_recipe_fits_its_time_with_scenes_drawn_beforehand(
         rendered=12,
         measured=4,
     )
-    assert set(GPU_SHARES) == set(recipe)
+    assert all(set(shares) == set(RECIPES[name]) for name, shares in SHARES.items())
     shares = dict.fromkeys(recipe, 0.01) | {"drawings": 0.03}
     assert pocket.train_all(minutes=100.0, shares=shares)
     assert weights_of_run(tmp_path / "scenes")
@@ -244,3 +244,27 @@ def test_the_whole_recipe_fits_its_time_with_scenes_drawn_beforehand(
 def test_an_unknown_stage_is_named(tmp_path: Path, emoji: Path) -> None:
     with pytest.raises(InvalidRequest, match="paint"):
         _pocket(tmp_path, emoji).train("paint")
+
+
+def test_a_model_goes_on_learning_with_its_autoencoder(trained: Pocket, tmp_path: Path, emoji: Path) -> None:
+    """Latents are made by the autoencoder as it has become, of unit variance again; words stay the model's."""
+    trained.export(tmp_path / "model")
+    recipe = {name: _tiny(stage) for name, stage in RECIPES["pocket-gpu-again"].items()}
+    folder = tmp_path / "run"
+    pocket = replace(_pocket(folder, emoji), recipe=recipe, processes=2, rendered=12)
+    with pytest.raises(InvalidRequest, match="--start"):
+        pocket.train("scenes-again")
+    again = replace(pocket, start=tmp_path / "model")
+    assert again.train_all()
+    assert replace(again).train_all()
+    starts = {name: read_sessions(folder / name)[0].start for name in recipe}
+    assert starts["autoencoder"] == "autoencoder-whole"
+    assert all((starts[name] or "").startswith("model (") for name in recipe if recipe[name].start == MODEL)
+    given = load_autoencoder(str(tmp_path / "model"))
+    assert encoder_hash(again.latent_autoencoder) != encoder_hash(given)
+    assert again.moments("scenes").moments.autoencoder == encoder_hash(again.latent_autoencoder)
+    changes = weights_of_run(folder / "scenes-again")["unet.conv_in.weight"] - (
+        load_model(tmp_path / "model", name="tiny", device=torch.device("cpu"), dtype=torch.float32).unet.conv_in.weight
+    )
+    assert 0.0 < changes.abs().max() < 0.01
+    again.export(tmp_path / "further")

@@ -19,8 +19,9 @@ from sfumato.errors import Cancelled, InvalidRequest, PeerFailed
 if TYPE_CHECKING:
     from sfumato.train.recipes import Stage
 
-NAMES = ("v1-1", "v1-2", "v1-3", "v1-4", "pocket", "pocket-gpu")
+NAMES = ("v1-1", "v1-2", "v1-3", "v1-4", "pocket", "pocket-gpu", "pocket-gpu-again")
 ALL = "all"
+_ENCODED_ON_GPU = 196_608  # scenes, that many more than on a CPU, which sees fewer of them
 
 
 @with_options(options=RunOptions, planned=DryRunOptions)
@@ -28,7 +29,10 @@ def recipe(
     options: RunOptions,
     planned: DryRunOptions,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="v1-1, v1-2, v1-3, v1-4, pocket or pocket-gpu.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME", help="v1-1 to v1-4, pocket, pocket-gpu or pocket-gpu-again.", show_default=False
+        ),
     ],
     stage: Annotated[
         str | None,
@@ -160,7 +164,7 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | 
     from sfumato.cli.train_tasks import prepare
     from sfumato.runtime import resolve_device
     from sfumato.train.pocket import Pocket
-    from sfumato.train.recipes import GPU_SHARES, RECIPES
+    from sfumato.train.recipes import RECIPES, SHARES
     from sfumato.train.trainer import stopping_on_signals
     from sfumato.weights.store import resolve
 
@@ -170,7 +174,7 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | 
         refusal = f"{recipe_name} draws and encodes its pictures in one process: start it without torchrun"
         raise InvalidRequest(refusal) if is_first_process() else PeerFailed(refusal)
     cancellation = prepare(options)
-    on_gpu = recipe_name == "pocket-gpu"
+    shares = SHARES.get(recipe_name)
     with stopping_on_signals(cancellation), training_progress() as on_progress:
         pocket = Pocket(
             emoji=options.data,
@@ -178,15 +182,15 @@ def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | 
             start=None if start is None else resolve(start).path,
             recipe=RECIPES[recipe_name],
             device=resolve_device(options.device),
-            styles=("twemoji", "flat", "noto") if on_gpu else ("twemoji",),
-            processes=os.cpu_count() or 1 if on_gpu else 1,
+            processes=1 if shares is None else os.cpu_count() or 1,
+            encoded=Pocket.encoded if shares is None else _ENCODED_ON_GPU,
             cancellation=cancellation,
             on_progress=on_progress,
         )
         finished = False
         with suppress(Cancelled):  # while pictures are drawn or encoded; between steps it ends without
             if stage == ALL:
-                finished = pocket.train_all(minutes=options.minutes, shares=GPU_SHARES if on_gpu else None)
+                finished = pocket.train_all(minutes=options.minutes, shares=shares)
             else:
                 finished = pocket.train(stage, minutes=options.minutes).finished
     if stage == ALL and pocket.paints:

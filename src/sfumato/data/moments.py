@@ -148,6 +148,12 @@ class Part:
         rows = self._captions(row)
         return self._tensors["tokens"][rows.start : rows.stop] if "tokens" in self._tensors else None
 
+    def stacked(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All rows at once: mean and logvar (n, C, h, w), the captions' token ids (k, length), and how many captions
+        each has (n,). `KeyError` where no tokens are stored."""
+        tensors = self._tensors
+        return tensors["mean"], tensors["logvar"], tensors["tokens"], tensors["caption_rows"].diff()
+
     def pixels(self, row: int) -> int:
         """The hash of what was encoded, as `pixels_hash` gives it."""
         return int(self._tensors["pixels"][row])
@@ -196,6 +202,10 @@ class Moments:
             raise IndexError(f"sample {index} of {len(self)}")
         number, row = divmod(index, self._samples_per_part)
         return _opened(self._parts[number]), row
+
+    def opened(self) -> list[Part]:
+        """All parts, in order."""
+        return [_opened(part) for part in self._parts]
 
     def record(self, index: int) -> Record:
         part, row = self.locate(index)

@@ -27,12 +27,15 @@ _CHUNK = 256
 
 
 class Rendered:
-    """The pictures and captions of a data set, as `render` stored them; nothing else of its records."""
+    """The pictures and captions of a data set, as `render` stored them; nothing else of its records.
+
+    `pixels` (N, H, W, 3) of bytes is the mapped file.
+    """
 
     def __init__(self, folder: Path) -> None:
         """`DataError` where the folder doesn't hold what `render` writes."""
         try:
-            self._pixels: Pixels = np.load(folder / _PIXELS, mmap_mode="r", allow_pickle=False)
+            self.pixels: Pixels = np.load(folder / _PIXELS, mmap_mode="r", allow_pickle=False)
             lines = (folder / _RECORDS).read_text(encoding="utf-8").splitlines()
             texts = [json.loads(line) for line in lines]
             self._records = [Record(key=key, captions=tuple(captions), fields={}) for key, captions in texts]
@@ -40,7 +43,7 @@ class Rendered:
             raise DataError(
                 f"{folder} holds no rendered pictures ({error}): delete it, and render them again"
             ) from error
-        if self._pixels.ndim != 4 or len(self._pixels) != len(self._records):
+        if self.pixels.ndim != 4 or len(self.pixels) != len(self._records):
             raise DataError(f"{folder}: pictures and captions don't fit each other: delete it, and render them again")
 
     def __len__(self) -> int:
@@ -51,7 +54,7 @@ class Rendered:
 
     def sample(self, index: int) -> Sample:
         record = self._records[index]
-        picture = Image.fromarray(self._pixels[index])
+        picture = Image.fromarray(self.pixels[index])
         return Sample(key=record.key, captions=record.captions, fields=record.fields, picture=picture)
 
 

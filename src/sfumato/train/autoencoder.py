@@ -29,6 +29,7 @@ from sfumato.train.losses.patchgan import PatchDiscriminator, adaptive_weight, f
 from sfumato.train.optimizers import ParameterGroup
 from sfumato.train.order import sample_index
 from sfumato.train.pixels import psnr, random_crop, scaled, to_bytes, write_sheet
+from sfumato.train.resident import colours_swapped, cropped, resident_pictures
 from sfumato.train.sources import DataConfig
 from sfumato.train.trainer import Batch
 
@@ -109,6 +110,7 @@ class AutoencoderTask:
         self.config, self.dataset = config, dataset
         self.held_out = [to_bytes(picture) for picture in held_out]
         self.networks = _networks(config.loss)
+        self._resident: Tensor | None = None
 
     def build(self) -> nn.Module:
         module = TrainedAutoencoder(self.config)
@@ -131,6 +133,9 @@ class AutoencoderTask:
         return [*groups, ParameterGroup("discriminator", critic, resting=True)] if critic else groups
 
     def load(self, draws: Draws) -> Batch:
+        if self.config.run.resident:
+            size, seed = len(self.dataset), self.config.run.seed
+            return {"samples": torch.tensor([sample_index(number, size, seed) for number in draws.numbers])}
         return {"pictures": torch.stack([self._picture(draws, number) for number in draws.numbers])}
 
     def _picture(self, draws: Draws, number: int) -> Tensor:
@@ -141,10 +146,21 @@ class AutoencoderTask:
         swapped = float(torch.rand((), generator=generator)) < self.config.swap_colours
         return pixels[torch.randperm(3, generator=generator)] if swapped else pixels
 
+    def _drawn(self, batch: Batch, draws: Draws) -> Tensor:
+        """The samples' squares, (B, 3, crop, crop) of bytes."""
+        if not self.config.run.resident:
+            return batch["pictures"]
+        samples = batch["samples"]
+        if self._resident is None:
+            self._resident = resident_pictures(self.dataset, samples.device)
+        return colours_swapped(
+            cropped(self._resident, samples, self.config.crop, draws), self.config.swap_colours, draws
+        )
+
     def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         assert isinstance(module, TrainedAutoencoder)
         weights = self.config.loss
-        pictures = scaled(batch["pictures"])
+        pictures = scaled(self._drawn(batch, draws))
         if self.config.run.channels_last:
             pictures = pictures.contiguous(memory_format=torch.channels_last)
         with torch.no_grad() if self.config.decoder_only else contextlib.nullcontext():

@@ -66,7 +66,6 @@ class CaptionHead(nn.Module):
 
 def seen_positions(draws: Draws, tokens: int) -> Tensor:
     """Which token positions each sample's prediction sees, (B, tokens) of 0 and 1, the first always: never none."""
-    uniform = torch.stack([torch.rand(tokens, generator=draws.generator("positions", n)) for n in draws.numbers])
-    seen = (uniform < SHARE).float()
+    seen = (draws.uniform("positions", (tokens,)) < SHARE).float()
     seen[:, 0] = 1.0
     return seen

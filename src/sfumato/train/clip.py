@@ -58,6 +58,8 @@ class ClipTraining:
             raise InvalidConfig(f"zoom = {self.zoom} must be above 0, and at most 1")
         if not 0.0 <= self.hard_negatives <= 1.0:
             raise InvalidConfig(f"hard_negatives = {self.hard_negatives} must be from 0 to 1")
+        if self.run.resident:
+            raise InvalidConfig("run.resident is for autoencoders and diffusion models: set it to false")
         if self.run.batch // self.run.accumulate < 2:
             raise InvalidConfig(
                 f"run.batch = {self.run.batch} in {self.run.accumulate} parts leaves nothing to compare a caption with"

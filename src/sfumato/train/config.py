@@ -60,6 +60,9 @@ class RunConfig:
         tuple[float, ...], "relative widths of power averages in snapshots, to choose another width from after the run"
     ] = ()
     snapshot_every: Annotated[int, "steps between those snapshots; the last step has one, too"] = 1000
+    resident: Annotated[
+        bool, "keep the data set on the device and draw at random there: much faster on a GPU, where it fits"
+    ] = False
     workers: Annotated[int, "threads that prepare samples; the results don't depend on it"] = 1
     log_every: Annotated[int, "steps between lines of metrics.jsonl"] = 10
     validate_every: Annotated[int, "steps between validations; 0 for none"] = 500

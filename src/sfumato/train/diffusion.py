@@ -25,10 +25,11 @@ from sfumato.train.captions import drawn_caption, token_window
 from sfumato.train.config import RunConfig
 from sfumato.train.draws import Draws
 from sfumato.train.latents import LatentDataset
-from sfumato.train.noise_levels import NoiseConfig, noise_levels
+from sfumato.train.noise_levels import NoiseConfig, NoiseLevels, noise_levels
 from sfumato.train.optimizers import ParameterGroup
 from sfumato.train.order import sample_index
 from sfumato.train.pixels import write_sheet
+from sfumato.train.resident import ResidentLatents, resident_latents
 from sfumato.train.sources import DataConfig
 from sfumato.train.trainer import Batch
 
@@ -72,6 +73,9 @@ class DiffusionTraining:
             raise InvalidConfig(
                 "caption_head predicts latents of one shape: set buckets to false, or caption_head to 0"
             )
+        if self.run.resident and (self.buckets or self.shuffle_tags):
+            raise InvalidConfig("run.resident keeps latents of one shape and captions as they are: set buckets and "
+                                "shuffle_tags to false, or run.resident")  # fmt: skip
 
 
 class LatentDiffusion(nn.Module):
@@ -111,6 +115,7 @@ class DiffusionTask:
     ) -> None:
         self.config, self.dataset, self.tokenizer, self.validation = config, dataset, tokenizer, validation
         self.levels = noise_levels(config.noise)
+        self._resident: ResidentLatents | None = None
 
     def build(self) -> nn.Module:
         """Random weights. The head's components come from the stage before (`TextTask`), with its text encoder."""
@@ -133,6 +138,8 @@ class DiffusionTask:
         return groups
 
     def load(self, draws: Draws) -> Batch:
+        if self.config.run.resident:
+            return {"samples": torch.tensor([self._index(number) for number in draws.numbers])}
         samples = [self.dataset.latents(self._index(number)) for number in draws.numbers]
         noise = draws.normal("posterior", samples[0].mean.shape)
         mean = torch.stack([sample.mean for sample in samples]).float()
@@ -160,23 +167,24 @@ class DiffusionTask:
 
     def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         assert isinstance(module, LatentDiffusion)
-        latents, config = batch["latents"], self.config.noise
-        shape, device = latents.shape[1:], latents.device
-        t = self._timesteps(draws)
+        latents, tokens = self._drawn(batch, draws)
+        config, shape, device = self.config.noise, latents.shape[1:], latents.device
+        levels = self.levels.to(device) if self.config.run.resident else self.levels
+        t = self._timesteps(levels, draws)
         noise = draws.normal("noise", shape)
         if config.offset:
             noise = noise + config.offset * draws.normal("offset", (shape[0], 1, 1))
         shown = noise
         if config.perturbation:
             shown = noise + config.perturbation * draws.normal("perturbation", shape)
-        alphas = self.levels.alphas_cumprod[t].view(-1, 1, 1, 1).to(device)
+        alphas = levels.alphas_cumprod[t].view(-1, 1, 1, 1).to(device)
         noise, shown = noise.to(device), shown.to(device)
         noisy = alphas.sqrt() * latents + (1.0 - alphas).sqrt() * shown
         with contextlib.nullcontext() if self.config.text_rate else torch.no_grad():
-            context = module.text_encoder(batch["tokens"])
+            context = module.text_encoder(tokens)
         answer = module.unet(noisy, t.to(device), context).float()
         error = (answer - TARGETS[config.prediction](latents, noise, alphas)).square().mean(dim=(1, 2, 3))
-        loss = (self.levels.weights[t].to(device) * error).mean()
+        loss = (levels.weights[t].to(device) * error).mean()
         measured = {"error": error.mean(), "error_at_noise": self._by_noise(error.detach(), t)}
         if module.head is not None:
             measured["unexplained"] = module.head.loss(context.float(), latents / self.config.scaling_factor, draws)
@@ -189,12 +197,24 @@ class DiffusionTask:
         found = torch.zeros(_TENTHS, 2, device=error.device)
         return found.index_add_(0, tenths, torch.stack([error, torch.ones_like(error)], dim=1))
 
-    def _timesteps(self, draws: Draws) -> Tensor:
+    def _drawn(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Scaled latents (B, C, h, w) and token windows (B, T)."""
+        if not self.config.run.resident:
+            return batch["latents"], batch["tokens"]
+        samples = batch["samples"]
+        with torch.autocast(samples.device.type, enabled=False):
+            if self._resident is None:
+                self._resident = resident_latents(self.dataset, self.tokenizer, samples.device)
+            latents, tokens = self._resident.drawn(samples, draws, self.config.caption_dropout)
+        return latents * self.config.scaling_factor, tokens
+
+    def _timesteps(self, levels: NoiseLevels, draws: Draws) -> Tensor:
         uniform = draws.uniform("timestep")
         if self.config.noise.stratified:
             batch = self.config.run.batch
-            uniform = (torch.tensor([number % batch for number in draws.numbers]) + uniform) / batch
-        return self.levels.timesteps(uniform)
+            strata = torch.tensor([number % batch for number in draws.numbers])
+            uniform = (strata.to(uniform.device, non_blocking=True) + uniform) / batch
+        return levels.timesteps(uniform)
 
     @torch.no_grad()
     def validate(self, module: nn.Module, picture: Path) -> Mapping[str, float]:

@@ -55,6 +55,10 @@ class NoiseLevels:
     cumulative: Tensor
     weights: Tensor
 
+    def to(self, device: torch.device) -> NoiseLevels:
+        """The same there."""
+        return NoiseLevels(self.alphas_cumprod.to(device), self.cumulative.to(device), self.weights.to(device))
+
     def timesteps(self, uniform: Tensor) -> Tensor:
         """Numbers (B,) in [0, 1) → timesteps (B,) with the configured density."""
         found = torch.searchsorted(self.cumulative, uniform.double(), right=True)

@@ -51,7 +51,9 @@ class Stepper:
         for group in self.groups:
             norm = whole(nn.utils.clip_grad_norm_(group.parameters, config.clip_norm or math.inf)).detach()
             norms[f"gradient_{group.name}"] = norm
-        values = {name: float(value) for name, value in {**totals, **norms}.items()}
+        measured = {**totals, **norms}
+        # one look at the device, not one for each
+        values = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong:
             for buffer, before in zip(state.module.buffers(), buffers, strict=True):
@@ -96,7 +98,9 @@ class Stepper:
         return {name: summed[name] for name in totals}, {name: summed[name].cpu() for name in tallies}
 
 
-def check_precision(config: RunConfig, device: torch.device) -> None:
-    """`InvalidConfig` where the device can't train in the configured precision."""
+def check_device(config: RunConfig, device: torch.device) -> None:
+    """`InvalidConfig` where the device can't train in the configured precision, or hold the data set."""
+    if config.resident and device.type not in ("cpu", "cuda"):
+        raise InvalidConfig(f"run.resident needs a CUDA device or the CPU, not {device.type}: set it to false")
     if config.precision == "float16" and device.type != "cuda":
         raise InvalidConfig(f"run.precision = 'float16' needs a CUDA device, not {device.type}: use 'bfloat16'")

@@ -44,10 +44,11 @@ from sfumato.train.autoencoder_run import autoencoder_of_run
 from sfumato.train.checkpoints import Checkpoints
 from sfumato.train.diffusion import DiffusionTask, DiffusionTraining, Validation, trained_networks
 from sfumato.train.encode import encode_moments
+from sfumato.train.encode_processes import in_processes
 from sfumato.train.export import publish_model
 from sfumato.train.latents import LatentDataset, StoredLatents
 from sfumato.train.pixels import scaled, to_bytes
-from sfumato.train.recipes import POCKET, Recipe, Training, lineage
+from sfumato.train.recipes import MODEL, POCKET, Recipe, Training, lineage
 from sfumato.train.stages import first_module, read_run, weights_of_run
 from sfumato.train.text import TextTask, TextTraining
 from sfumato.train.toml import read_config, to_toml
@@ -63,7 +64,8 @@ EPOCH = 2**20  # scenes; more than the budget sees, so that none comes twice
 
 # The autoencoder sees mostly what fills the picture: a small object teaches it little but white.
 AUTOENCODER_MIX = SceneMix(single=0.7, place=0.05, count=0.1, pair=0.1, on=0.025, riding=0.025, plain=0.5)
-_WARM_STEPS, _TIMED_STEPS = 10, 30
+_WARM_STEPS, _TIMED_STEPS = 10, 40
+_ENCODED_TOGETHER, _DRAWN_TOGETHER = 128, 4096  # pictures a batch and a part, where several processes encode
 _WORD_SCENES = 8192  # scenes whose captions the tokenizer learns from, beside the drawings'
 STYLES = ("twemoji",)
 
@@ -71,6 +73,9 @@ STYLES = ("twemoji",)
 MIX = SceneMix(
     single=0.0, filling=0.6, place=0.1, count=0.12, pair=0.15, on=0.015, riding=0.015, plain=0.55, play=False
 )
+
+# What has learned its objects learns more of where they stand.
+MIX_AGAIN = replace(MIX, filling=0.45, place=0.12, count=0.15, pair=0.2, on=0.04, riding=0.04)
 
 PROMPTS = (
     "a red heart", "a cat face", "a dog face", "a rocket", "a green apple", "flag of Japan", "a horse", "an astronaut",
@@ -85,8 +90,9 @@ class Pocket:
     """The stages of `recipe` below `folder`, on scenes and drawings of the emoji shards in the folder `emoji`.
 
     With the model folder `start`, the stages that would make its latents and words aren't needed: those whose stage
-    before isn't there start from it. The diffusion model sees `styles` only. `processes` draw scenes beforehand where
-    there are more than one. Whatever takes long tells `on_progress`, and stops when `cancellation` is requested.
+    before isn't there start from it. The diffusion model sees `styles` only. Where there are several `processes`, they
+    draw scenes beforehand and encode them. Whatever takes long tells `on_progress`, and stops when `cancellation` is
+    requested.
     """
 
     emoji: Path
@@ -107,7 +113,9 @@ class Pocket:
         model to start from, it would make other latents; `ModelNotFound` where the stage before isn't there;
         `Cancelled` where it was stopped while pictures were drawn or encoded, before the stage's first step."""
         lineage(self.recipe, name)
-        if self._given is not None and name in lineage(self.recipe, LATENTS):
+        if self._given is None and self._remakes_latents:
+            raise InvalidRequest("this recipe goes on from a model: give one to start from, with --start")
+        if self._given is not None and not self._remakes_latents and name in lineage(self.recipe, LATENTS):
             raise InvalidRequest(
                 f"stage {name} makes other latents than those of {self._given.name}: leave it out, or begin in another "
                 f"folder without --start"
@@ -187,7 +195,7 @@ class Pocket:
     @cached_property
     def latent_autoencoder(self) -> Autoencoder:
         """The autoencoder as it was when its encoder was left alone, with latents of zero mean and unit variance."""
-        if self._given is not None:
+        if self._given is not None and not self._remakes_latents:
             return self._given.autoencoder()  # its latents were given mean and variance before it was published
         autoencoder = autoencoder_of_run(self.folder / LATENTS)
         path = self.folder / "latents.json"
@@ -232,15 +240,17 @@ class Pocket:
 
     def moments(self, name: str) -> LatentDataset:
         """Encoded pictures: "drawings", "scenes" or "held-out"."""
-        dataset = self._drawn(_PICTURES[name](self), name)
+        dataset = _PICTURES[name](self)
         return StoredLatents(
             encode_moments(
                 dataset,
                 self.latent_autoencoder.to(self.device),
                 self.folder / "moments" / name,
                 preparation=Preparation(width=SIDE, height=SIDE),
+                batch=_ENCODED_TOGETHER if self.processes > 1 else 16,
+                samples_per_part=_DRAWN_TOGETHER if self.processes > 1 else 8192,
                 tokenizer=self.tokenizer,
-                workers=self.processes,
+                write=in_processes(self.processes) if self.processes > 1 else None,
                 on_progress=self.on_progress,
                 cancellation=self.cancellation,
             )
@@ -273,11 +283,13 @@ class Pocket:
 
     def _scenes(self, seed: int = 1, length: int | None = None) -> SceneSet:
         subjects = self._emoji.split("train", self.styles)
-        return SceneSet(emoji=self._emoji, subjects=subjects, seed=seed, length=length or self.encoded, mix=MIX)
+        return SceneSet(emoji=self._emoji, subjects=subjects, seed=seed, length=length or self.encoded, mix=self._mix)
 
     def _pictures(self, name: str, seed: int) -> Dataset:
         """What a stage of the autoencoder sees: all there is, but the last one what the diffusion model paints."""
-        return self._scenes(seed, EPOCH) if name == DECODER else autoencoder_scenes(self._emoji, seed)
+        if name == DECODER:
+            return self._scenes(seed, EPOCH)
+        return autoencoder_scenes(self._emoji, seed, self._mix if self._remakes_latents else AUTOENCODER_MIX)
 
     def _training(self, name: str) -> Training:
         """The stage's config: the recipe's, or what the stage began with where that differs."""
@@ -294,17 +306,31 @@ class Pocket:
         """The model to start from, in this folder from the first call on. `InvalidRequest` where the folder has made
         latents of its own, `InvalidConfig` where it was begun with another model."""
         if self.start is not None:
-            if self._begun(LATENTS):
+            if not self._remakes_latents and self._begun(LATENTS):
                 raise InvalidRequest(
                     f"{self.folder} has an autoencoder of its own: leave --start out, or begin in another folder"
                 )
             keep_model(self.start, self.folder)
         return kept_model(self.folder)
 
+    @property
+    def _remakes_latents(self) -> bool:
+        """Whether the recipe goes on with a model's autoencoder, too."""
+        return self.recipe[LATENTS].start == MODEL
+
+    @property
+    def _mix(self) -> SceneMix:
+        """What the diffusion model sees."""
+        return MIX_AGAIN if self._remakes_latents else MIX
+
     def _stages(self) -> Iterator[str]:
         """Those to be trained, in order: with a model to start from, the ones that begin with nothing are left out."""
         for name, stage in self.recipe.items():
-            if self._given is None or (stage.start is not None and name not in lineage(self.recipe, LATENTS)):
+            if (
+                self._given is None
+                or self._remakes_latents
+                or (stage.start is not None and name not in lineage(self.recipe, LATENTS))
+            ):
                 yield name
 
     @property
@@ -321,7 +347,7 @@ class Pocket:
         start = self.recipe[name].start
         if start is None:
             return "scratch"
-        return start if self._given is None or self._begun(start) else self._given.name
+        return start if self._given is None or (start != MODEL and self._begun(start)) else self._given.name
 
     def _first(self, name: str, task: Task) -> nn.Module | None:
         """The first weights of a stage that starts from another, or from the model where that isn't there."""
@@ -330,7 +356,9 @@ class Pocket:
             return None
         if name == DECODER:
             weights = _within_task(self.latent_autoencoder)
-        elif self._given is not None and not self._begun(start):
+        elif self._given is not None and isinstance(task, AutoencoderTask):
+            weights = _within_task(self._given.autoencoder())
+        elif self._given is not None and (start == MODEL or not self._begun(start)):
             weights = self._given.weights()
         else:
             weights = weights_of_run(self.folder / start)
@@ -363,9 +391,9 @@ _ENCODED = {  # stage: what it is trained on
 }
 
 
-def autoencoder_scenes(emoji: EmojiSet, seed: int) -> SceneSet:
+def autoencoder_scenes(emoji: EmojiSet, seed: int, mix: SceneMix = AUTOENCODER_MIX) -> SceneSet:
     """Scenes of the training part, in every style."""
-    return SceneSet(emoji=emoji, subjects=emoji.split("train"), seed=seed, length=EPOCH, mix=AUTOENCODER_MIX)
+    return SceneSet(emoji=emoji, subjects=emoji.split("train"), seed=seed, length=EPOCH, mix=mix)
 
 
 def held_out_pictures(emoji: EmojiSet, count: int) -> list[Image.Image]:
@@ -397,6 +425,7 @@ def _step_seconds(task: Task, training: Training, start: nn.Module | None, devic
             train(task, replace(training, run=run), Path(folder), start=copy.deepcopy(start), device=device)
             return time.monotonic() - begin
 
+    seconds(_WARM_STEPS)  # the first steps of all wait for libraries to load and for kernels to be chosen
     few, more = seconds(_WARM_STEPS), seconds(_WARM_STEPS + _TIMED_STEPS)
     return max(more - few, 1e-3) / _TIMED_STEPS
 

@@ -20,10 +20,13 @@ from sfumato.train.text import TextTraining
 
 Training = AutoencoderTraining | TextTraining | DiffusionTraining
 
+MODEL = "model"  # as a stage's start: no stage, but the model that the recipe goes on from
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One training run. It starts from the averaged weights of the stage named by `start`, or from scratch."""
+    """One training run. It starts from the averaged weights of the stage named by `start`, from the model that is
+    given (`MODEL`), or from scratch."""
 
     start: str | None = None
     data: str
@@ -223,11 +226,13 @@ POCKET: Recipe = {
 
 def _larger(stage: Stage, batch: int, rate: float) -> Stage:
     """The stage for a GPU: more samples a step, at another learning rate."""
-    run = stage.training.run
+    run, training = stage.training.run, stage.training
     optimizer = replace(run.optimizer, learning_rate=rate, warmup_steps=min(run.optimizer.warmup_steps, 100))
-    return replace(
-        stage, training=replace(stage.training, run=replace(run, batch=batch, optimizer=optimizer, workers=4))
+    resident = not isinstance(training, TextTraining)
+    run = replace(
+        run, batch=batch, optimizer=optimizer, resident=resident, workers=2 if resident else 4, validate_every=2000
     )
+    return replace(stage, training=replace(training, run=run))
 
 
 # The same networks. How many steps each stage has is decided by the time there is (`train.pocket`).
@@ -254,8 +259,40 @@ GPU_SHARES: Mapping[str, float] = {
     "autoencoder": 0.12,
 }
 
-RECIPES: Mapping[str, Recipe] = {"v1": V1, "pocket": POCKET, "pocket-gpu": POCKET_GPU}
+_PAINTED_IN_ALL = "scenes composed of the emoji set, its training part, as the diffusion model sees one style"
+
+
+def _again(stage: Stage) -> Stage:
+    """The autoencoder's stage on a model whose latents have a deviation of 5.5, that of the scaling factor."""
+    training = stage.training
+    assert isinstance(training, AutoencoderTraining)
+    loss = replace(training.loss, kl=1e-5, equivariant=0.25 if training.loss.equivariant else 0.0)
+    run = replace(training.run, optimizer=replace(training.run.optimizer, warmup_steps=100))
+    noise = 1.0 if training.latent_noise else 0.0
+    return replace(stage, training=replace(training, loss=loss, latent_noise=noise, run=run))
+
+
+# A model goes on learning, its encoder first: the diffusion model finds its way in latents that have changed a little.
+POCKET_GPU_AGAIN: Recipe = {
+    "autoencoder-whole": replace(
+        _again(_larger(POCKET["autoencoder-whole"], 128, 1e-3)), start=MODEL, data=_PAINTED_IN_ALL
+    ),
+    "scenes-again": replace(_larger(POCKET["scenes-again"], 512, 1.2e-3), start=MODEL),
+    "autoencoder": _again(_larger(POCKET["autoencoder"], 128, 1e-3)),
+}
+
+GPU_AGAIN_SHARES: Mapping[str, float] = {"autoencoder-whole": 0.2, "scenes-again": 0.5, "autoencoder": 0.1}
+
+RECIPES: Mapping[str, Recipe] = {
+    "v1": V1,
+    "pocket": POCKET,
+    "pocket-gpu": POCKET_GPU,
+    "pocket-gpu-again": POCKET_GPU_AGAIN,
+}
 """By name."""
+
+SHARES: Mapping[str, Mapping[str, float]] = {"pocket-gpu": GPU_SHARES, "pocket-gpu-again": GPU_AGAIN_SHARES}
+"""Of the recipes whose steps the time decides; what is left of it is for drawing and encoding."""
 
 
 def lineage(recipe: Recipe, name: str) -> tuple[str, ...]:
@@ -263,4 +300,4 @@ def lineage(recipe: Recipe, name: str) -> tuple[str, ...]:
     if name not in recipe:
         raise InvalidRequest(f"no stage {name!r}: there are {', '.join(recipe)}")
     start = recipe[name].start
-    return (name,) if start is None else (*lineage(recipe, start), name)
+    return (name,) if start in (None, MODEL) else (*lineage(recipe, start), name)

@@ -35,6 +35,8 @@ class TextTraining:
     def __post_init__(self) -> None:
         if not 1 <= self.components <= self.fitted_on:
             raise InvalidConfig(f"components = {self.components} must be from 1 to fitted_on = {self.fitted_on}")
+        if self.run.resident:
+            raise InvalidConfig("run.resident is for autoencoders and diffusion models: set it to false")
 
 
 class TextAndHead(nn.Module):

@@ -28,7 +28,7 @@ from sfumato.train.ema import Ema, PowerEma
 from sfumato.train.metrics import METRICS, MetricsLog
 from sfumato.train.optimizer_step import DTYPES as DTYPES
 from sfumato.train.optimizer_step import Batch as Batch
-from sfumato.train.optimizer_step import Stepper, check_precision
+from sfumato.train.optimizer_step import Stepper, check_device
 from sfumato.train.optimizers import ParameterGroup, build_optimizer
 from sfumato.train.parallel import LossModule, distributed, prepare, whole
 from sfumato.train.posthoc import Snapshots, snapshot_tensors
@@ -164,7 +164,7 @@ class _Loop:
         self.task, self.run_config, self.folder, self.world = task, config.run, folder, world
         self.cancellation = cancellation
         self.kind, self.values = type(config), to_values(config)
-        check_precision(config.run, world.device)
+        check_device(config.run, world.device)
         compute_exactly(world.device, DTYPES[config.run.precision])
         world.share(self._numbers(0)[0])
         folder.mkdir(parents=True, exist_ok=True)
@@ -282,7 +282,8 @@ class _Loop:
     def _load(self, step: int) -> list[tuple[Batch, Draws]]:
         """This process's part of the micro-batches of a step."""
         seed = self.run_config.seed
-        parts = [Draws(seed, step, self.world.share(numbers)) for numbers in self._numbers(step)]
+        device = self.world.device if self.run_config.resident else None
+        parts = [Draws(seed, step, self.world.share(numbers), device) for numbers in self._numbers(step)]
         return [(self.task.load(draws), draws) for draws in parts]
 
     def _step(self, parts: Sequence[tuple[Batch, Draws]]) -> dict[str, float]:
