@@ -7,15 +7,14 @@ FOLDER/records.jsonl     key and captions of each, a line a sample
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from sfumato.data.processes import process_pool
 from sfumato.data.samples import Dataset, Record, Sample
 from sfumato.data.transforms import Pixels, on_background, to_pixels
 from sfumato.errors import DataError
@@ -81,46 +80,50 @@ def _write(dataset: Dataset, folder: Path, processes: int, on_progress: OnProgre
     shape = to_pixels(dataset.sample(0).picture).shape
     pixels = np.lib.format.open_memmap(folder / _PIXELS, mode="w+", dtype=np.uint8, shape=(count, *shape))
     with (folder / _RECORDS).open("w", encoding="utf-8") as records:
-        for first, drawn, texts in _chunks(dataset, count, processes):
-            if drawn.shape[1:] != shape:
-                raise DataError(f"pictures of {drawn.shape[1:3]} and {shape[:2]} pixels: they must be of one size")
-            pixels[first : first + len(drawn)] = drawn
+        done = 0
+        for texts in _chunks(dataset, pixels, folder / _PIXELS, processes):
             records.writelines(json.dumps(text) + "\n" for text in texts)
-            on_progress(Progress(stage="draw", step=first + len(drawn), steps=count))
+            done += len(texts)
+            on_progress(Progress(stage="draw", step=done, steps=count))
             cancellation.check()
     pixels.flush()
 
 
-Chunk = tuple[int, Pixels, list[tuple[str, tuple[str, ...]]]]
+Texts = list[tuple[str, tuple[str, ...]]]
+"""Keys and captions of some samples, whose pictures are drawn."""
 
 
-def _chunks(dataset: Dataset, count: int, processes: int) -> Iterator[Chunk]:
-    """The pictures in order, some at a time."""
+def _chunks(dataset: Dataset, pixels: Pixels, path: Path, processes: int) -> Iterator[Texts]:
+    """Draw the pictures in order, some at a time."""
+    count = len(dataset)
     ranges = [range(first, min(first + _CHUNK, count)) for first in range(0, count, _CHUNK)]
     if processes == 1:
-        yield from map(partial(_draw, dataset), ranges)
+        yield from map(partial(_draw, dataset, pixels), ranges)
         return
-    with ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_receive, initargs=(dataset,)
-    ) as pool:
+    with process_pool(processes, _receive, dataset, path) as pool:
         yield from pool.map(_draw_received, ranges)
 
 
-def _draw(dataset: Dataset, indices: range) -> Chunk:
-    samples = [dataset.sample(index) for index in indices]
-    try:
-        pixels = np.stack([to_pixels(on_background(sample.picture)) for sample in samples])
-    except ValueError as error:
-        raise DataError(f"pictures from {samples[0].key!r} on are of several sizes: they must be of one") from error
-    return indices.start, pixels, [(sample.key, sample.captions) for sample in samples]
+def _draw(dataset: Dataset, pixels: Pixels, indices: range) -> Texts:
+    texts = []
+    for index in indices:
+        sample = dataset.sample(index)
+        drawn = to_pixels(on_background(sample.picture))
+        if drawn.shape != pixels.shape[1:]:
+            sizes = f"pictures of {drawn.shape[:2]} and {pixels.shape[1:3]} pixels"
+            raise DataError(f"{sizes} ({sample.key!r:.80}): they must be of one size")
+        pixels[index] = drawn
+        texts.append((sample.key, sample.captions))
+    return texts
 
 
-_received: list[Dataset] = []  # the one that this process draws from
+_received: list[tuple[Dataset, Pixels]] = []  # what this process draws from, and into
 
 
-def _receive(dataset: Dataset) -> None:
-    _received[:] = [dataset]
+def _receive(dataset: Dataset, path: Path) -> None:
+    # every process writes its own rows of the one mapped file: no picture passes through a pipe
+    _received[:] = [(dataset, np.load(path, mmap_mode="r+", allow_pickle=False))]
 
 
-def _draw_received(indices: range) -> Chunk:
-    return _draw(_received[0], indices)
+def _draw_received(indices: range) -> Texts:
+    return _draw(*_received[0], indices)

@@ -5,13 +5,13 @@ Each has an autoencoder of its own on the same device, and makes whole parts.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import torch
 
+from sfumato.data.processes import process_pool
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.train.encode import Count, Encoding, WriteParts, here
 
@@ -24,18 +24,12 @@ def in_processes(count: int) -> WriteParts:
             here(1)(encoding, autoencoder, folder, numbers, tell)
             return
         device = next(autoencoder.parameters()).device
-        given = (encoding, autoencoder.cpu(), folder, device)
-        pool = ProcessPoolExecutor(
-            min(count, len(numbers)),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_receive,
-            initargs=given,
-        )
+        processes = min(count, len(numbers))
         try:
-            for done in as_completed([pool.submit(_write, number) for number in numbers]):
-                tell(done.result())
+            with process_pool(processes, _receive, encoding, autoencoder.cpu(), folder, device) as pool:
+                for done in as_completed([pool.submit(_write, number) for number in numbers]):
+                    tell(done.result())
         finally:
-            pool.shutdown(cancel_futures=True)
             autoencoder.to(device)
 
     return write

@@ -64,7 +64,7 @@ EPOCH = 2**20  # scenes; more than the budget sees, so that none comes twice
 
 # The autoencoder sees mostly what fills the picture: a small object teaches it little but white.
 AUTOENCODER_MIX = SceneMix(single=0.7, place=0.05, count=0.1, pair=0.1, on=0.025, riding=0.025, plain=0.5)
-_WARM_STEPS, _TIMED_STEPS = 10, 40
+_WARM_STEPS, _TIMED_STEPS = 5, 30
 _ENCODED_TOGETHER, _DRAWN_TOGETHER = 128, 4096  # pictures a batch and a part, where several processes encode
 _WORD_SCENES = 8192  # scenes whose captions the tokenizer learns from, beside the drawings'
 STYLES = ("twemoji",)

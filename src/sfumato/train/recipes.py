@@ -230,7 +230,7 @@ def _larger(stage: Stage, batch: int, rate: float) -> Stage:
     optimizer = replace(run.optimizer, learning_rate=rate, warmup_steps=min(run.optimizer.warmup_steps, 100))
     resident = not isinstance(training, TextTraining)
     run = replace(
-        run, batch=batch, optimizer=optimizer, resident=resident, workers=2 if resident else 4, validate_every=2000
+        run, batch=batch, optimizer=optimizer, resident=resident, workers=2 if resident else 4, validate_every=500
     )
     return replace(stage, training=replace(training, run=run))
 
@@ -275,13 +275,13 @@ def _again(stage: Stage) -> Stage:
 # A model goes on learning, its encoder first: the diffusion model finds its way in latents that have changed a little.
 POCKET_GPU_AGAIN: Recipe = {
     "autoencoder-whole": replace(
-        _again(_larger(POCKET["autoencoder-whole"], 128, 1e-3)), start=MODEL, data=_PAINTED_IN_ALL
+        _again(_larger(POCKET["autoencoder-whole"], 256, 1.5e-3)), start=MODEL, data=_PAINTED_IN_ALL
     ),
-    "scenes-again": replace(_larger(POCKET["scenes-again"], 512, 1.2e-3), start=MODEL),
-    "autoencoder": _again(_larger(POCKET["autoencoder"], 128, 1e-3)),
+    "scenes-again": replace(_larger(POCKET["scenes-again"], 2048, 2e-3), start=MODEL),
+    "autoencoder": _again(_larger(POCKET["autoencoder"], 256, 1.5e-3)),
 }
 
-GPU_AGAIN_SHARES: Mapping[str, float] = {"autoencoder-whole": 0.2, "scenes-again": 0.5, "autoencoder": 0.1}
+GPU_AGAIN_SHARES: Mapping[str, float] = {"autoencoder-whole": 0.19, "scenes-again": 0.48, "autoencoder": 0.08}
 
 RECIPES: Mapping[str, Recipe] = {
     "v1": V1,
