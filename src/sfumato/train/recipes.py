@@ -275,10 +275,10 @@ def _again(stage: Stage) -> Stage:
 # A model goes on learning, its encoder first: the diffusion model finds its way in latents that have changed a little.
 POCKET_GPU_AGAIN: Recipe = {
     "autoencoder-whole": replace(
-        _again(_larger(POCKET["autoencoder-whole"], 256, 1.5e-3)), start=MODEL, data=_PAINTED_IN_ALL
+        _again(_larger(POCKET["autoencoder-whole"], 256, 1e-3)), start=MODEL, data=_PAINTED_IN_ALL
     ),
     "scenes-again": replace(_larger(POCKET["scenes-again"], 2048, 2e-3), start=MODEL),
-    "autoencoder": _again(_larger(POCKET["autoencoder"], 256, 1.5e-3)),
+    "autoencoder": _again(_larger(POCKET["autoencoder"], 256, 1e-3)),
 }
 
 GPU_AGAIN_SHARES: Mapping[str, float] = {"autoencoder-whole": 0.19, "scenes-again": 0.48, "autoencoder": 0.08}
