@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from sfumato.data.rendered import Rendered, render
 from sfumato.data.samples import Sample
-from sfumato.errors import Cancelled, DataError
+from sfumato.errors import Cancelled, DataError, PeerGone
 from sfumato.progress import Cancellation, Progress
 from train_pictures import Shapes
 
@@ -19,6 +20,15 @@ class Growing(Shapes):
 
     def sample(self, index: int) -> Sample:
         self.side = 16 + index
+        return super().sample(index)
+
+
+class Ending(Shapes):
+    """Shapes of which one ends its process, as a system does that is short of memory."""
+
+    def sample(self, index: int) -> Sample:
+        if index == 280:
+            os._exit(9)
         return super().sample(index)
 
 
@@ -55,6 +65,12 @@ def test_drawing_tells_how_far_it_is_and_stops_without_a_trace(tmp_path: Path) -
 def test_sizes_that_differ_are_refused_and_nothing_stays(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="of one"):
         render(Growing(3, 16), tmp_path / "rendered", processes=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_ends_is_told_in_one_line_and_nothing_stays(tmp_path: Path) -> None:
+    with pytest.raises(PeerGone, match="one of 2 processes ended"):
+        render(Ending(300, 16), tmp_path / "rendered", processes=2)
     assert list(tmp_path.iterdir()) == []
 
 

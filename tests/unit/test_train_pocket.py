@@ -24,8 +24,10 @@ from sfumato.report.card_run import facts_of_run
 from sfumato.train.autoencoder import AutoencoderTraining
 from sfumato.train.diffusion import DiffusionTraining
 from sfumato.train.encode import encoder_hash
+from sfumato.train.latent_sources import SomeLatents
 from sfumato.train.pocket import Pocket
 from sfumato.train.recipes import MODEL, POCKET, POCKET_GPU, RECIPES, SHARES, Recipe, Stage
+from sfumato.train.resident import resident_latents
 from sfumato.train.sessions import read_sessions
 from sfumato.train.stages import weights_of_run
 from sfumato.train.text import TextTraining
@@ -150,6 +152,15 @@ def test_encoding_tells_how_far_it_is_and_stops_when_asked(trained: Pocket, tmp_
     means = [again.moments("scenes").latents(i).mean for i in range(12)]
     fresh = replace(_pocket(tmp_path / "other", emoji), start=tmp_path / "model").moments("scenes")
     assert all(torch.equal(mean, fresh.latents(i).mean) for i, mean in enumerate(means))
+
+
+def test_what_is_stored_lies_on_the_device_as_if_read_one_by_one(trained: Pocket) -> None:
+    stored = trained.moments("scenes")
+    whole = resident_latents(stored, trained.tokenizer, torch.device("cpu"))
+    single = resident_latents(SomeLatents(stored, range(len(stored))), trained.tokenizer, torch.device("cpu"))
+    assert len(whole.mean) == len(stored)
+    for name in ("mean", "logvar", "tokens", "first"):
+        assert torch.equal(getattr(whole, name), getattr(single, name)), name
 
 
 def test_hours_are_noted(trained: Pocket) -> None:
