@@ -57,9 +57,17 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 def _announced(device: torch.device) -> torch.device:
     """Say so where nobody has run the tests yet."""
-    if device.type != "cpu":
-        logger.warning("device %s: sfumato's tests have not been run on one yet", device.type)
+    if device.type != "cpu" and not is_nvidia(device):
+        kind = "cuda (ROCm)" if device.type == "cuda" else device.type
+        logger.warning("device %s: sfumato's tests have not been run on one yet", kind)
     return device
+
+
+def is_nvidia(device: torch.device) -> bool:
+    """Whether "cuda" means CUDA: torch calls AMD's devices so too."""
+    import torch
+
+    return device.type == "cuda" and torch.version.hip is None
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -72,6 +72,18 @@ def test_recording_a_graph_is_no_wait_that_torch_forbids() -> None:
     assert not torch.equal(*found)
 
 
+def test_auto_is_graph_unless_memory_is_short() -> None:
+    names = {mode: load_pipeline("pocket", device="cuda", memory=mode).engine for mode in ("auto", "lean")}
+    assert names == {"auto": "graph", "lean": "eager"}
+
+
+def test_a_preset_that_leaves_something_out_runs_beside_the_graph() -> None:
+    options = {"device": "cuda", "dtype": "float32", "safety": "off", "watermark": False}
+    on_graph, on_eager = (load_pipeline("pocket", engine=engine, **options) for engine in ("graph", "eager"))
+    found, expected = (one.generate("rocket", preset="turbo", seed=1).images[0] for one in (on_graph, on_eager))
+    assert psnr(np.asarray(found), np.asarray(expected)) > 30.0
+
+
 @pytest.mark.parametrize("sampler", ["plms", "heun"])
 @pytest.mark.parametrize("interval", [None, (0.5, 5.0)])
 def test_pictures_are_those_of_eager(sampler: str, interval: tuple[float, float] | None) -> None:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 
 from engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
 from sfumato import load_pipeline
-from sfumato.engines import compiled, compiler
+from sfumato.engines import catalog, compiled, compiler
 from sfumato.engines.catalog import choose, start
 from sfumato.engines.exact_autoencoder import ExactAutoencoder
 from sfumato.engines.exact_unet import ExactUNet, strided
@@ -227,6 +229,30 @@ def test_auto_is_eager_for_small_models_and_winograd_for_wide_ones() -> None:
             )
         )
     assert choose(wide) == "winograd"
+
+
+@pytest.mark.parametrize(
+    ("device", "rocm", "without", "memory", "expected"),
+    [
+        ("cuda", None, "", "auto", "graph"),
+        ("cuda:1", None, "", "auto", "graph"),
+        ("cuda", None, "", "lean", "eager"),
+        ("cuda", None, "", "low", "eager"),
+        ("cuda", None, "the package triton isn't installed", "auto", "eager"),
+        ("cuda", "6.4", "", "auto", "eager"),
+        ("mps", None, "", "auto", "eager"),
+    ],
+)
+def test_auto_is_graph_on_nvidia_where_triton_works_and_memory_is_not_short(
+    device: str, rocm: str | None, without: str, memory: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", rocm)
+    monkeypatch.setattr(catalog, "why_not_fused", lambda kind: without)
+    bias = SimpleNamespace(device=torch.device(device), dtype=torch.float16)
+    there: Any = SimpleNamespace(
+        config=SimpleNamespace(block_channels=(320, 640)), conv_in=SimpleNamespace(bias=bias)
+    )  # a network nobody can make here
+    assert choose(there, memory=memory) == expected
 
 
 @torch.inference_mode()

@@ -141,6 +141,20 @@ def test_pictures_are_those_of_the_guidance_outside_the_graph(folder: Path, name
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
+@pytest.mark.parametrize("fields", [{"token_merging": 0.5}, {"cache_interval": 2}], ids=str)
+def test_what_leaves_something_out_is_not_the_recorded_forward(folder: Path, fields: dict[str, Any]) -> None:
+    pipe = load_pipeline(folder, device="cpu", safety="off", watermark=False, engine="eager")
+    recorder = Recorder()
+    network = GraphedUNet(pipe.model.unet, pipe.model.dtype, record=recorder)
+    engine = dataclasses.replace(pipe.model.engine, denoise=network.denoise, guided=network.guided)
+    graphed = Pipeline(dataclasses.replace(pipe.model, engine=engine), safety="off", watermark=False)
+    request: dict[str, Any] = {"prompt": "a red heart", "steps": 3, "seed": 3}
+    found, expected = (one.generate(**request, **fields).images[0] for one in (graphed, pipe))
+    assert recorder.recorded == 0
+    assert np.array_equal(found, expected)
+    assert not np.array_equal(found, pipe.generate(**request).images[0])
+
+
 def test_what_is_rescaled_is_combined_outside(folder: Path) -> None:
     pipe = load_pipeline(folder, device="cpu", safety="off", watermark=False, engine="eager")
     recorder = Recorder()

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from sfumato.engines.compiler import NoKernelsError, why_not
 from sfumato.engines.engine import Engine, eager
+from sfumato.engines.fused import why_not as why_not_fused
 from sfumato.engines.names import ENGINES
+from sfumato.engines.shortcuts import Shortcuts, approximate
 from sfumato.engines.tiling import tiled
 from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.unet import UNet
 from sfumato.nn.stored import widen
+from sfumato.runtime import is_nvidia
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,16 +32,16 @@ class _CannotError(Exception):
     """An engine can't run this model here; the message says why, in words that follow "engine X:"."""
 
 
-def start(name: str, unet: UNet, autoencoder: Autoencoder, *, tiling: str = "auto") -> Engine:
+def start(name: str, unet: UNet, autoencoder: Autoencoder, *, tiling: str = "auto", memory: str = "auto") -> Engine:
     """The engine of that name for these modules. One that can't run them here says why in one line, and `eager` runs.
 
-    `tiling` is one of `names.TILINGS`. Raises `InvalidRequest` for a name that is no engine or no tiling,
-    `MissingExtra` for an engine whose packages aren't installed.
+    `tiling` is one of `names.TILINGS`, `memory` of `names.MEMORY_MODES`. Raises `InvalidRequest` for a name that is no
+    engine or no tiling, `MissingExtra` for an engine whose packages aren't installed.
     """
     if name not in ENGINES:
         raise InvalidRequest(f"engine {name!r} is unknown: use {', '.join(ENGINES)}", field="engine")
     if name == "auto":
-        name = choose(unet)
+        name = choose(unet, memory=memory)
     try:
         engine = _STARTERS[name](unet, autoencoder)
     except _CannotError as reason:
@@ -47,9 +50,14 @@ def start(name: str, unet: UNet, autoencoder: Autoencoder, *, tiling: str = "aut
     return tiled(engine, autoencoder, tiling)
 
 
-def choose(unet: UNet) -> str:
-    """What `auto` is for this model here: by its device, dtype and width and by what the processor has, never by a
-    timing, so that a picture doesn't depend on how busy the machine was."""
+def choose(unet: UNet, *, memory: str = "auto") -> str:
+    """What `auto` is for this model here: by its device, dtype and width, by what the processor has and the memory
+    mode, never by a timing, so that a picture doesn't depend on how busy the machine was."""
+    bias = unet.conv_in.bias
+    assert bias is not None
+    if is_nvidia(bias.device):
+        # A recorded graph keeps the memory of its forward, and without Triton it was never measured.
+        return "graph" if memory == "auto" and not why_not_fused(bias.device.type) else "eager"
     wide = max(unet.config.block_channels) >= _WIDE
     return "winograd" if wide and not _unfit(unet) and not why_not() else "eager"
 
@@ -137,7 +145,6 @@ def _compile(unet: UNet, autoencoder: Autoencoder) -> Engine:
 
 def _graph(unet: UNet, autoencoder: Autoencoder) -> Engine:
     from sfumato.engines.fused import fused_twin
-    from sfumato.engines.fused import why_not as why_not_fused
     from sfumato.engines.projected import project, projected_twin
 
     device = unet.conv_in.weight.device.type
@@ -148,15 +155,21 @@ def _graph(unet: UNet, autoencoder: Autoencoder) -> Engine:
         logger.warning("engine graph: %s; torch's own GroupNorm runs instead, slower", reason)
     else:
         network, pictures = fused_twin(unet), fused_twin(autoencoder)
-    return _graphed("graph", projected_twin(network), pictures, partial(project, unet))
+    # What a shortcut leaves out differs from call to call, and is no whole graph: those forwards aren't recorded.
+    return _graphed("graph", projected_twin(network), pictures, partial(project, unet), partial(approximate, network))
 
 
 def _graphed(
-    name: str, unet: UNet, autoencoder: Autoencoder, prepare: Callable[[Tensor], Tensor] | None = None
+    name: str,
+    unet: UNet,
+    autoencoder: Autoencoder,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    shortened: Callable[[Tensor, Tensor, Tensor, Shortcuts], Tensor] | None = None,
 ) -> Engine:
     """On CUDA: channels last, as its convolutions are fastest, and a guided forward or a decode in one launch.
 
-    `prepare` makes what the UNet takes for a context, where it takes another thing.
+    `prepare` makes what the UNet takes for a context, where it takes another thing. `shortened` is
+    `Engine.approximate`.
     """
     import torch
 
@@ -174,6 +187,7 @@ def _graphed(
         encode=autoencoder.encode,
         decode=Graphed(autoencoder.decode),
         guided=network.guided,
+        approximate=shortened,
     )
 
 

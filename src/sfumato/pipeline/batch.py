@@ -199,7 +199,7 @@ def _guarded_predict(
             weights=conditioning.weights,
             rescale=request.guidance_rescale,
             interval=request.guidance_interval,
-            guided=guided(model, conditioning, extra_channels),
+            guided=guided(model, conditioning, request, extra_channels),
         )
 
     predict = guiding(model)

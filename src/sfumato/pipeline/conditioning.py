@@ -13,7 +13,7 @@ from torch import Tensor
 from sfumato.diffusion.catalog import PROFILES
 from sfumato.diffusion.guidance import Answers, Guided
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.deep_cache import Forward
+from sfumato.pipeline.deep_cache import Forward, shortcuts_wanted
 from sfumato.prompt.chunks import PromptPlan, align_windows, plan_prompt, warn_of_cut
 from sfumato.prompt.contexts import encode
 
@@ -119,10 +119,13 @@ def answers(
     return evaluate
 
 
-def guided(model: Model, conditioning: Conditioning, extra_channels: Tensor | None = None) -> Guided | None:
-    """`answers` with the guidance around them, in one launch; None where the model's engine has no such thing."""
+def guided(
+    model: Model, conditioning: Conditioning, request: Request, extra_channels: Tensor | None = None
+) -> Guided | None:
+    """`answers` with the guidance around them, in one launch; None where the model's engine has no such thing, or the
+    request leaves something out."""
     engine, contexts = model.engine.guided, _joined(conditioning)
-    if engine is None:
+    if engine is None or shortcuts_wanted(request):
         return None
     return lambda x_in, t, which, factors: engine(_before(x_in, extra_channels), t, contexts(which), factors)
 

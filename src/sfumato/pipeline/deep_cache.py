@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from sfumato.pipeline.request import Request
 
 
+def shortcuts_wanted(request: Request) -> tuple[str, ...]:
+    """The fields by which a request leaves something out of the UNet's calls."""
+    neutral = {"cache_interval": 1, "token_merging": 0.0}
+    return tuple(name for name, value in neutral.items() if getattr(request, name) > value)
+
+
 def check_shortcuts(model: Model, request: Request) -> None:
     """Raise `InvalidRequest` for shortcuts that this model or its engine doesn't have."""
-    wanted = [
-        name for name, neutral in (("cache_interval", 1), ("token_merging", 0.0)) if getattr(request, name) > neutral
-    ]
+    wanted = shortcuts_wanted(request)
     if wanted and model.engine.approximate is None:
         raise InvalidRequest(
             f"{wanted[0]} {getattr(request, wanted[0])}: engine {model.engine.name} can leave nothing out: take "
@@ -51,7 +55,7 @@ class Forward:
         """latents (len(which)·B, C, h, w) and context, the conditions one after another → the raw answers."""
         timesteps = torch.full((len(latents),), t, dtype=torch.float32, device=latents.device)
         request, approximate = self._request, self._engine.approximate
-        if approximate is None or (request.cache_interval == 1 and request.token_merging == 0.0):
+        if approximate is None or not shortcuts_wanted(request):
             return self._engine.denoise(latents, timesteps, context)
         merging = Merging(ratio=request.token_merging, seed=round(t)) if request.token_merging else None
         if request.cache_interval == 1:

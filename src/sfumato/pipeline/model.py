@@ -140,7 +140,7 @@ def load_model(
                 _fill(warm.get(part_name, part), dtype, device)
         on_progress(Progress(stage="load", step=len(files.parts), steps=len(files.parts)))
         unet, autoencoder, text_encoder = files.unet.module, files.vae.module, files.text_encoder.module
-        started = start(engine, unet, autoencoder, tiling=tiling)
+        started = start(engine, unet, autoencoder, tiling=tiling, memory=memory)
         settle((unet, autoencoder, text_encoder), started, memory, device, dtype)
         return Model(
             name=name,
