@@ -38,7 +38,7 @@ _TO_END = 5.0  # seconds, for processes to end in
 _TESTERS = 6  # processes that test at a time
 _OUTPUT = 20_000  # characters of what failing tests said
 COMPILED = frozenset({"compile", "diffusers-compile"})
-# docs/performance.md, GPU: seconds a picture at most, pictures a second at least, times faster than compiled diffusers.
+# docs/performance.md: seconds a picture at most, pictures a second at least, times faster than compiled diffusers.
 GOALS = {"seconds_a_picture": 0.57, "pictures_a_second": 4.0, "over_compiled_diffusers": 1.3}
 
 
