@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine_networks import gaussian, relative, tiny_unet
 from sfumato import Pipeline, load_pipeline
-from sfumato.engines.graphs import Graphed, GraphedUNet, Replay
+from sfumato.engines.graphs import Graphed, GraphedUNet, Replay, Shelf
 from sfumato.engines.projected import project, projected_twin
 from tiny_pipeline import reference_pipeline
 
@@ -71,6 +73,49 @@ def test_the_longest_unused_graph_goes_first() -> None:
     assert recorder.recorded == 5
     graphed(torch.ones(2), torch.ones(2))
     assert recorder.recorded == 6
+
+
+def test_all_graphs_of_an_engine_go_when_memory_runs_out_for_another() -> None:
+    shelf, room, held = Shelf(), 2, []
+
+    class Held:
+        def __init__(self, replay: Replay) -> None:
+            held.append(weakref.ref(self))
+            self._replay = replay
+
+        def __call__(self) -> None:
+            self._replay()
+
+    recorder = Recorder()
+
+    def record(run: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
+        gc.collect()
+        if sum(one() is not None for one in held) >= room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        answer, replay = recorder(run)
+        return answer, Held(replay)
+
+    first, second = (Graphed(double, record=record, shelf=shelf) for _ in "ab")
+    for graphed, size in ((first, 1), (second, 1), (first, 2), (second, 1)):
+        assert torch.equal(graphed(torch.ones(size), torch.ones(size)), torch.full((size,), 3.0))
+    assert recorder.recorded == 4  # the third call took the place of both, and the last one was recorded anew
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        first(torch.ones(3), torch.ones(3))
+
+
+def test_weights_may_change_and_move() -> None:
+    layer, recorder = nn.Linear(2, 2), Recorder()
+    graphed = Graphed(layer, record=recorder, shelf=Shelf(layer.parameters()))
+    x = torch.ones(1, 2)
+    graphed(x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    assert torch.equal(graphed(x), layer(x))
+    assert recorder.recorded == 1
+    layer.weight.data = layer.weight.data.clone()
+    assert torch.equal(graphed(x), layer(x))
+    assert recorder.recorded == 2
 
 
 def test_calls_in_and_outside_inference_mode_share_a_graph() -> None:

@@ -173,19 +173,21 @@ def _graphed(
     """
     import torch
 
-    from sfumato.engines.graphs import Graphed, GraphedUNet, as_it_is
+    from sfumato.engines.graphs import Graphed, GraphedUNet, Shelf, as_it_is
 
-    for weight in (*unet.parameters(), *autoencoder.parameters()):
+    weights = (*unet.parameters(), *autoencoder.parameters())
+    for weight in weights:
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     bias = unet.conv_in.bias
     assert bias is not None
-    network = GraphedUNet(unet, bias.dtype, prepare=prepare or as_it_is)
+    shelf = Shelf(weights)
+    network = GraphedUNet(unet, bias.dtype, prepare=prepare or as_it_is, shelf=shelf)
     return Engine(
         name=name,
         denoise=network.denoise,
         encode=autoencoder.encode,
-        decode=Graphed(autoencoder.decode),
+        decode=Graphed(autoencoder.decode, shelf=shelf),
         guided=network.guided,
         approximate=shortened,
     )

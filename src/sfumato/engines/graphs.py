@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sfumato.diffusion.guidance import combined
+from sfumato.runtime import is_of_memory
 
 _KEPT = 4  # graphs: each holds the memory of its own forward
 _WARM_UPS = 3  # before recording: libraries choose their algorithms and allocate on the first calls
@@ -59,24 +60,56 @@ def as_it_is(steady: Tensor) -> Tensor:
     return steady
 
 
+class Shelf:
+    """Where the graphs of one engine are kept, who take turns: until the memory for another runs out, or one of the
+    `weights` is found elsewhere, since a graph reads them where they were when it was recorded."""
+
+    def __init__(self, weights: Iterable[Tensor] = ()) -> None:
+        self.turn = threading.Lock()
+        self._weights = tuple(weights)
+        self._places: list[int] = []
+        self._rows: list[OrderedDict[Hashable, _Graph]] = []
+
+    def row(self) -> OrderedDict[Hashable, _Graph]:
+        """A new one, for the graphs of one forward."""
+        self._rows.append(OrderedDict())
+        return self._rows[-1]
+
+    def clear_if_moved(self) -> None:
+        places = [weight.data_ptr() for weight in self._weights]
+        if places != self._places:
+            self.clear()
+            self._places = places
+
+    def clear(self) -> bool:
+        """Whether anything was there."""
+        held = any(self._rows)
+        for row in self._rows:
+            row.clear()
+        return held
+
+
 class Graphed:
-    """Called as `run`. Weights are read where they were when a graph was recorded: they may change, not move.
+    """Called as `run`, whose weights may change and, where the `shelf` knows of them, move.
 
     A number reaches `run` as a tensor of no dimension, float32. `steady` does as `prepare(steady)`, behind the other
     inputs: made once as long as the same tensor comes, which nobody may write to meanwhile.
     Answers are copies: the next call doesn't overwrite them. Calls from several threads take turns.
     """
 
-    def __init__(self, run: Run, *, prepare: Prepare = as_it_is, record: Record = record_cuda) -> None:
+    def __init__(
+        self, run: Run, *, prepare: Prepare = as_it_is, record: Record = record_cuda, shelf: Shelf | None = None
+    ) -> None:
         self._run, self._prepare, self._record = run, prepare, record
-        self._lock = threading.Lock()
-        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._shelf = shelf or Shelf()
+        self._graphs = self._shelf.row()
 
     def __call__(self, first: Tensor, *others: Tensor | float, steady: Tensor | None = None) -> Tensor:
         inputs = (first, *others)
         key = tuple((one.shape, one.dtype) if isinstance(one, Tensor) else None for one in (*inputs, steady))
         # Of one kind, whichever mode it is called in: those made in inference mode can't be written to outside it.
-        with self._lock, torch.inference_mode(), torch.cuda.device(first.get_device()):  # -1, the CPU's, is none
+        with self._shelf.turn, torch.inference_mode(), torch.cuda.device(first.get_device()):  # -1, the CPU's, is none
+            self._shelf.clear_if_moved()
             graph = self._graphs.get(key)
             if graph is None:
                 graph = self._recorded(inputs, steady)
@@ -96,6 +129,14 @@ class Graphed:
             return graph.answer.clone()
 
     def _recorded(self, inputs: Sequence[Tensor | float], steady: Tensor | None) -> _Graph:
+        try:
+            return self._new(inputs, steady)
+        except (MemoryError, RuntimeError) as error:
+            if not is_of_memory(error) or not self._shelf.clear():
+                raise
+        return self._new(inputs, steady)  # out here: the error held on to what had been allocated
+
+    def _new(self, inputs: Sequence[Tensor | float], steady: Tensor | None) -> _Graph:
         device = next(one.device for one in inputs if isinstance(one, Tensor))
         kept = tuple(
             one.clone() if isinstance(one, Tensor) else torch.full((), one, dtype=torch.float32, device=device)
@@ -114,11 +155,18 @@ class GraphedUNet:
     """
 
     def __init__(
-        self, unet: Run, dtype: torch.dtype, *, prepare: Prepare = as_it_is, record: Record = record_cuda
+        self,
+        unet: Run,
+        dtype: torch.dtype,
+        *,
+        prepare: Prepare = as_it_is,
+        record: Record = record_cuda,
+        shelf: Shelf | None = None,
     ) -> None:
         self._unet, self._dtype = unet, dtype
-        self._alone = Graphed(unet, prepare=prepare, record=record)
-        self._whole = Graphed(self._combined, prepare=prepare, record=record)
+        shelf = shelf or Shelf()
+        self._alone = Graphed(unet, prepare=prepare, record=record, shelf=shelf)
+        self._whole = Graphed(self._combined, prepare=prepare, record=record, shelf=shelf)
 
     def denoise(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """As `UNet.forward`; nobody may write to the context as long as the same tensor is given."""
