@@ -29,7 +29,7 @@ PROMPTS = (
     "rocket",
     "red heart",
     "pizza",
-    "flag: Japan",
+    "flag of Japan",
     "tulip",
     "ghost",
     "house with garden",
