@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from sfumato.errors import CheckpointError
 from sfumato.files import remove_leftovers
 from sfumato.train.shards import read_description, read_shards, write_shards
+from sfumato.train.threads import lone_threads
 from sfumato.train.world import World
 from sfumato.weights.checkpoint import open_checkpoint
 from sfumato.weights.save import write_safetensors
@@ -50,7 +51,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self.keep = folder, keep
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writer = lone_threads(1, "checkpoint")
         self._pending: Future[None] | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,7 @@ from sfumato.train.posthoc import Snapshots, snapshot_tensors
 from sfumato.train.scaler import LossScaler
 from sfumato.train.sessions import SessionLog
 from sfumato.train.state import TrainState
+from sfumato.train.threads import lone_threads
 from sfumato.train.toml import from_values, to_toml, to_values
 from sfumato.train.trackers import open_trackers
 from sfumato.train.world import World, join_world
@@ -174,7 +175,7 @@ class _Loop:
         saved = world.together(self._newest)
         if saved is not None:
             world.together(lambda: self._resume(saved))
-        self.loaders = ThreadPoolExecutor(config.run.workers, thread_name_prefix="samples")
+        self.loaders = lone_threads(config.run.workers, "samples")
         if world.first:
             self._write_config(to_toml(config))
             self.metrics = MetricsLog(folder / METRICS, after=self.state.step)
