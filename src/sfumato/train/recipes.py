@@ -279,12 +279,19 @@ def _again(stage: Stage) -> Stage:
     return replace(stage, training=replace(training, loss=loss, latent_noise=noise, run=run))
 
 
+def _recommending(guidance: float, stage: Stage) -> Stage:
+    """The surer a model has become of its answers, the less guidance it stands."""
+    training = stage.training
+    assert isinstance(training, DiffusionTraining)
+    return replace(stage, training=replace(training, guidance_scale=guidance))
+
+
 # A model goes on learning, its encoder first: the diffusion model finds its way in latents that have changed a little.
 POCKET_GPU_AGAIN: Recipe = {
     "autoencoder-whole": replace(
         _again(_larger(POCKET["autoencoder-whole"], 256, 1e-3)), start=MODEL, data=_PAINTED_IN_ALL
     ),
-    "scenes-again": replace(_larger(POCKET["scenes-again"], 2048, 2e-3), start=MODEL),
+    "scenes-again": replace(_recommending(1.5, _larger(POCKET["scenes-again"], 2048, 2e-3)), start=MODEL),
     "autoencoder": _again(_larger(POCKET["autoencoder"], 256, 1e-3)),
 }
 

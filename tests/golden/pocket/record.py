@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import sfumato
 
 HERE = Path(__file__).parent
-PROMPT, STEPS, GUIDANCE = "crown", 20, 3.0
+PROMPT, STEPS, GUIDANCE = "crown", 20, 1.5
 SCHEDULERS: dict[str, tuple[type[diffusers.SchedulerMixin], dict[str, Any]]] = {
     "": (diffusers.PNDMScheduler, {}),
     "lms_": (diffusers.LMSDiscreteScheduler, {"timestep_spacing": "linspace"}),
