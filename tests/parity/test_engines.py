@@ -173,16 +173,19 @@ def test_attention_matches_the_formula_in_double(sizes: tuple[int, int, int, int
     assert relative(kernels.attention(q, k, v, heads), expected) <= 5e-6
 
 
-def test_without_a_compiler_the_plain_kernels_run(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["winograd", "bf16"])
+def test_without_a_compiler_eager_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SFUMATO_NO_KERNELS", "1")
     compiler.kernels.cache_clear()
     try:
         with caplog.at_level(logging.WARNING, logger="sfumato"):
-            engine = start("winograd", tiny_unet("v1-like"), tiny_autoencoder(next(iter(AUTOENCODERS))))
-        assert engine.name == "winograd-plain"
-        assert "SFUMATO_NO_KERNELS is set" in caplog.text
+            engine = start(name, tiny_unet("v1-like"), tiny_autoencoder(next(iter(AUTOENCODERS))))
+        assert engine.name == "eager"
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"engine {name}: ")
+        assert "SFUMATO_NO_KERNELS is set" in record.getMessage()
     finally:
         compiler.kernels.cache_clear()
 

@@ -76,17 +76,17 @@ def _unfit(unet: UNet) -> str:
 def _winograd(unet: UNet, autoencoder: Autoencoder) -> Engine:
     try:
         return _compiled_kernels("winograd", unet, autoencoder, pairs=False)
-    except NoKernelsError as reason:
-        logger.warning("engine winograd: %s; the slower winograd-plain runs instead", reason)
-        return _winograd_plain(unet, autoencoder)
+    except NoKernelsError as reason:  # winograd-plain would do without them, and is slower than eager
+        raise _CannotError(str(reason)) from reason
 
 
 def _bf16(unet: UNet, autoencoder: Autoencoder) -> Engine:
     try:
         return _compiled_kernels("bf16", unet, autoencoder, pairs=True)
     except NoKernelsError as reason:
+        engine = _winograd(unet, autoencoder)
         logger.warning("engine bf16: %s; the exact winograd runs instead", reason)
-        return _winograd(unet, autoencoder)
+        return engine
 
 
 def _compiled_kernels(name: str, unet: UNet, autoencoder: Autoencoder, *, pairs: bool) -> Engine:

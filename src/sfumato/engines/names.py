@@ -8,7 +8,7 @@ ENGINES: Mapping[str, str] = {
     "auto": "winograd for large models on a CPU, graph on CUDA, else eager",
     "eager": "the networks as they are written, in PyTorch's own operations",
     "winograd": "exact and fastest on a CPU: compiled kernels, Winograd convolutions",
-    "winograd-plain": "the same without a compiler, slower",
+    "winograd-plain": "its algebra in plain PyTorch, to compare with: slower than eager where it was measured",
     "bf16": "approximate, twice as fast: products in bfloat16 on processors that have them (avx512_bf16)",
     "compile": "torch.compile, block by block; the first picture of a size waits for it",
     "graph": "CUDA only: the networks as they are written, each forward in one launch",
