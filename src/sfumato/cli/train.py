@@ -29,8 +29,8 @@ train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 @train.callback()
 def about_train() -> None:
     """Train the autoencoder, the diffusion model, or the retriever that judges it."""
-    # Before torch is loaded: how long OpenMP's threads wait awake. Its own default is a hundred times as long, and where
-    # cores are shared with anything else, threads that wait take them from those that compute.
+    # Before torch is loaded: how long OpenMP's threads wait awake. Its own default is a hundred times as long, and
+    # where cores are shared with anything else, threads that wait take them from those that compute.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
