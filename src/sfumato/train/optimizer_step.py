@@ -50,7 +50,8 @@ class Stepper:
         norms = {}
         for group in self.groups:
             norm = whole(nn.utils.clip_grad_norm_(group.parameters, config.clip_norm or math.inf)).detach()
-            norms[f"gradient_{group.name}"] = norm
+            # that of a group without gradients, as a critic that rests, is on the CPU
+            norms[f"gradient_{group.name}"] = norm.to(self.world.device)
         measured = {**totals, **norms}
         # one look at the device, not one for each
         values = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
