@@ -494,6 +494,25 @@ def test_a_stop_while_pictures_are_encoded_says_how_to_go_on(
     assert outcome.err.splitlines() == [f"sfumato: stopped before the end; go on with: {again}"]
 
 
+def test_an_autoencoder_with_its_pictures_on_the_device_is_finished(cli: Cli, made: Path) -> None:
+    """Mean and deviation of the latents are measured on pictures read one by one, at random squares of them."""
+    Path("resident.toml").write_text(AUTOENCODER.replace("[run]", "[run]\nresident = true"))
+    done = cli("train", "autoencoder", "resident.toml", "--data", str(made / "pictures"), "--out", "resident", *CPU)
+    assert done.code == 0, done.err
+    assert load_file("resident/model/diffusion_pytorch_model.safetensors").keys() == (
+        load_file(made / "ae" / "model" / "diffusion_pytorch_model.safetensors").keys()
+    )
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "diffusion"])
+def test_a_dry_run_needs_no_data_to_be_resident(cli: Cli, kind: str) -> None:
+    config = {"autoencoder": AUTOENCODER, "diffusion": DIFFUSION}[kind]
+    Path("resident.toml").write_text(config.replace("[run]", "[run]\nresident = true"))
+    document = json.loads(cli("train", kind, "resident.toml", "--dry-run", "--json", *CPU).out)
+    assert document["images_per_second"] > 0.0
+    assert document["memory"]["activations"] > 0
+
+
 def test_a_recipe_dry_run_has_the_published_anchors(cli: Cli) -> None:
     """At MosaicML's rates of eight A100s: 485 M pictures at 1,100/s, 1,913 M at 290/s, 8 device hours an hour."""
     words = ("train", "recipe", "v1-4", "--dry-run", "--price", "2", "--hardware", "A100 PCIe 40GB")

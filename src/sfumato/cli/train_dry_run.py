@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -40,6 +40,9 @@ class _Nothing:
         raise AssertionError(f"a dry run asked for the data's {name}")
 
 
+_Training = TypeVar("_Training", AutoencoderTraining, DiffusionTraining)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     """A task, and a micro-batch of the shapes it trains on."""
@@ -52,7 +55,7 @@ class _Plan:
 def write_autoencoder_forecast(training: AutoencoderTraining, planned: DryRunOptions, options: RunOptions) -> None:
     count = training.run.batch // training.run.accumulate
     pictures = torch.randint(0, 256, (count, 3, training.crop, training.crop), dtype=torch.uint8)
-    task = AutoencoderTask(training, _Nothing())
+    task = AutoencoderTask(_without_data(training), _Nothing())
     _write(_Plan(task=task, run=training.run, batch={"pictures": pictures}), planned, options)
 
 
@@ -60,8 +63,13 @@ def write_diffusion_forecast(training: DiffusionTraining, planned: DryRunOptions
     count, unet = training.run.batch // training.run.accumulate, training.unet
     latents = torch.randn(count, unet.in_channels, unet.sample_size, unet.sample_size)
     tokens = torch.zeros(count, training.text_encoder.positions, dtype=torch.long)
-    task = DiffusionTask(training, _Nothing(), _tokenizer(None, None, options.out))
+    task = DiffusionTask(_without_data(training), _Nothing(), _tokenizer(None, None, options.out))
     _write(_Plan(task=task, run=training.run, batch={"latents": latents, "tokens": tokens}), planned, options)
+
+
+def _without_data(training: _Training) -> _Training:
+    """The same, given its samples in the batch: there is no data set to be resident."""
+    return replace(training, run=replace(training.run, resident=False))
 
 
 def write_clip_forecast(

@@ -183,7 +183,7 @@ def _crops(task: AutoencoderTask, training: AutoencoderTraining) -> Iterator[Ten
     """Pictures as they are trained on, in batches."""
     for step in range(-(-_WHITENED // training.run.batch)):
         numbers = range(step * training.run.batch, (step + 1) * training.run.batch)
-        yield scaled(task.load(Draws(training.run.seed, step, numbers))["pictures"])
+        yield scaled(task.squares(Draws(training.run.seed, step, numbers)))
 
 
 def _first_weights(parts: DiffusionParts) -> Callable[[], Mapping[str, Tensor]] | None:

@@ -136,7 +136,11 @@ class AutoencoderTask:
         if self.config.run.resident:
             size, seed = len(self.dataset), self.config.run.seed
             return {"samples": torch.tensor([sample_index(number, size, seed) for number in draws.numbers])}
-        return {"pictures": torch.stack([self._picture(draws, number) for number in draws.numbers])}
+        return {"pictures": self.squares(draws)}
+
+    def squares(self, draws: Draws) -> Tensor:
+        """The samples' squares (B, 3, crop, crop) of bytes, read one by one whether or not the data set is resident."""
+        return torch.stack([self._picture(draws, number) for number in draws.numbers])
 
     def _picture(self, draws: Draws, number: int) -> Tensor:
         """One sample's square, (3, crop, crop) of bytes."""
