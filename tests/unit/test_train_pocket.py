@@ -252,6 +252,13 @@ def test_the_whole_recipe_fits_its_time_with_scenes_drawn_beforehand(
     assert [read_sessions(tmp_path / name)[-1].last_step for name in ("words", "drawings")] == [1, 3]
 
 
+@pytest.mark.parametrize("name", ["scenes", "autoencoder"])
+def test_a_stage_without_latents_names_the_one_before_and_draws_nothing(tmp_path: Path, emoji: Path, name: str) -> None:
+    with pytest.raises(ModelNotFound, match="autoencoder-whole: train that stage first"):
+        replace(_pocket(tmp_path / "run", emoji), processes=2).train(name)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_stage_is_named(tmp_path: Path, emoji: Path) -> None:
     with pytest.raises(InvalidRequest, match="paint"):
         _pocket(tmp_path, emoji).train("paint")

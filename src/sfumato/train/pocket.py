@@ -120,6 +120,9 @@ class Pocket:
                 f"stage {name} makes other latents than those of {self._given.name}: leave it out, or begin in another "
                 f"folder without --start"
             )
+        own_latents = self._given is None or self._remakes_latents
+        if own_latents and name not in lineage(self.recipe, LATENTS) and not self._begun(LATENTS):
+            raise ModelNotFound(f"{self.folder}: stage {name} needs the latents of {LATENTS}: train that stage first")
         training = self._training(name)
         task = self._task(name, training)
         return train(
