@@ -280,3 +280,21 @@ def test_a_wrong_config_names_its_file_and_field(tmp_path: Path, text: str, name
 def test_a_picture_smaller_than_the_crop_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="12×12"):
         AutoencoderTask(tiny(), Shapes(8, 12)).load(Draws(0, 0, [0]))
+
+
+def test_pictures_of_any_sizes_are_validated_on_their_whole_latents(tmp_path: Path) -> None:
+    """The middle that has whole latents is what counts; a picture without one is refused."""
+    sizes = [(17, 19), (16, 24), (33, 16)]
+    pictures = [Image.linear_gradient("L").resize(size).convert("RGB") for size in sizes]
+    cut = [picture.crop((0, 0, picture.width // 2 * 2, picture.height // 2 * 2)) for picture in pictures]
+    scores = []
+    for held_out in (pictures, cut):
+        task = AutoencoderTask(tiny(), Shapes(4, 16), held_out)
+        torch.manual_seed(0)
+        scores.append(task.validate(task.build().eval(), tmp_path / "sheet.png")["psnr"])
+    assert scores[0] == scores[1]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 32, 2 * 24)
+        assert sheet.getpixel((15, 47)) == (255, 255, 255)  # below the first pair, which is 36 high
+    with pytest.raises(InvalidConfig, match="leave it out"):
+        AutoencoderTask(tiny(), Shapes(4, 16), [Image.new("RGB", (1, 16))])

@@ -28,7 +28,7 @@ from sfumato.train.losses.lpips import load_lpips
 from sfumato.train.losses.patchgan import PatchDiscriminator, adaptive_weight, frozen_logits, hinge_discriminator
 from sfumato.train.optimizers import ParameterGroup
 from sfumato.train.order import sample_index
-from sfumato.train.pixels import psnr, random_crop, scaled, to_bytes, write_sheet
+from sfumato.train.pixels import psnr, random_crop, scaled, to_bytes, whole_cells, write_sheet
 from sfumato.train.resident import colours_swapped, cropped, resident_pictures
 from sfumato.train.sources import DataConfig
 from sfumato.train.trainer import Batch
@@ -108,7 +108,7 @@ class AutoencoderTask:
 
     def __init__(self, config: AutoencoderTraining, dataset: Dataset, held_out: Sequence[Image.Image] = ()) -> None:
         self.config, self.dataset = config, dataset
-        self.held_out = [to_bytes(picture) for picture in held_out]
+        self.held_out = [whole_cells(to_bytes(picture), config.model.factor) for picture in held_out]
         self.networks = _networks(config.loss)
         self._resident: Tensor | None = None
 

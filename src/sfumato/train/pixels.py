@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -36,6 +37,17 @@ def random_crop(pixels: Tensor, side: int, generator: torch.Generator) -> Tensor
     return pixels[:, top : top + side, left : left + side]
 
 
+def whole_cells(pixels: Tensor, factor: int) -> Tensor:
+    """The middle of a picture (3, H, W), its sides the largest multiples of `factor` there are; one that has none is
+    refused (`InvalidConfig`)."""
+    sides = [size // factor * factor for size in pixels.shape[1:]]
+    if not all(sides):
+        raise InvalidConfig(f"a picture of {pixels.shape[2]}×{pixels.shape[1]} has no whole latent of {factor} pixels: "
+                            f"leave it out")  # fmt: skip
+    top, left = ((size - side) // 2 for size, side in zip(pixels.shape[1:], sides, strict=True))
+    return pixels[:, top : top + sides[0], left : left + sides[1]]
+
+
 def psnr(output: Tensor, target: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of pixels in [-1, 1]; infinite where they are equal."""
     error = float(((output - target) / 2.0).square().mean())
@@ -43,9 +55,10 @@ def psnr(output: Tensor, target: Tensor) -> float:
 
 
 def write_sheet(pictures: Sequence[Tensor], path: Path) -> None:
-    """Pictures (3, H, W) in [-1, 1], all of one size, eight a row, as a PNG; white where the last row is short."""
-    blank = torch.ones_like(pictures[0])
-    padded = [*pictures, *[blank] * (-len(pictures) % COLUMNS)]
+    """Pictures (3, H, W) in [-1, 1], eight a row, as a PNG; white beside smaller ones, and where a row is short."""
+    height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
+    whole = [F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1]), value=1.0) for one in pictures]
+    padded = [*whole, *[torch.ones_like(whole[0])] * (-len(pictures) % COLUMNS)]
     rows = [torch.cat(padded[i : i + COLUMNS], dim=2) for i in range(0, len(padded), COLUMNS)]
     array = ((torch.cat(rows, dim=1) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
     Image.fromarray(array.cpu().numpy()).save(path)
