@@ -96,6 +96,7 @@ gpu-train:
 	-$(GPU_PYTHON) -m sfumato.cli.entry train recipe $(if $(START),pocket-gpu-again --start $(START),pocket-gpu) \
 		--stage all --device cuda \
 		--data $(EMOJI) --out $(RUN) --minutes $(MINUTES)
+	@test -d $(RUN)/model || { echo "no model was made in $(RUN): the lines above say why"; exit 1; }
 	mkdir -p $(PARTS)
 	tar --create --directory $(RUN) model $(if $(START),,tokenizer) latents.json | split --bytes=$(PART_MB)MiB - $(PARTS)/model.tar.
 

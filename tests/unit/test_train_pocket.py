@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,18 @@ def test_latents_have_unit_variance_once_scaled(trained: Pocket) -> None:
     variance = torch.stack([sample.logvar for sample in samples]).double().exp()
     total = (mean.square() + variance).mean(dim=(0, 2, 3)) * trained.latent_autoencoder.config.scaling_factor**2
     assert ((total > 0.3) & (total < 3.0)).all()
+
+
+def test_latents_are_measured_anew_where_the_encoder_has_learned_since(trained: Pocket, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("autoencoder-whole", "tokenizer"):
+        shutil.copytree(trained.folder / name, folder / name)
+    stale = {"encoder": "another", "mean": [9.0] * 4, "deviation": [9.0] * 4}
+    (folder / "latents.json").write_text(json.dumps(stale), encoding="utf-8")
+    again = replace(trained, folder=folder)
+    assert encoder_hash(again.latent_autoencoder) == encoder_hash(trained.latent_autoencoder)
+    assert (folder / "latents.json").read_bytes() == (trained.folder / "latents.json").read_bytes()
 
 
 def test_a_second_call_finds_all_done_and_changes_nothing(trained: Pocket, emoji: Path) -> None:

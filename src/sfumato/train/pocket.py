@@ -43,7 +43,7 @@ from sfumato.train.autoencoder import AutoencoderTask, AutoencoderTraining
 from sfumato.train.autoencoder_run import autoencoder_of_run
 from sfumato.train.checkpoints import Checkpoints
 from sfumato.train.diffusion import DiffusionTask, DiffusionTraining, Validation, trained_networks
-from sfumato.train.encode import encode_moments
+from sfumato.train.encode import encode_moments, encoder_hash
 from sfumato.train.encode_processes import in_processes
 from sfumato.train.export import publish_model
 from sfumato.train.latents import LatentDataset, StoredLatents
@@ -201,16 +201,21 @@ class Pocket:
         if self._given is not None and not self._remakes_latents:
             return self._given.autoencoder()  # its latents were given mean and variance before it was published
         autoencoder = autoencoder_of_run(self.folder / LATENTS)
-        path = self.folder / "latents.json"
-        if path.is_file():
-            values = read_object(path)
+        path, encoder = self.folder / "latents.json", encoder_hash(autoencoder)
+        values = read_object(path) if path.is_file() else {"encoder": ""}
+        # the encoder may have learned more since; a file that doesn't say is of before it was noted
+        if values.get("encoder", encoder) == encoder:
             statistics = ChannelStatistics(torch.tensor(values["mean"]), torch.tensor(values["deviation"]))
         else:
             statistics = channel_statistics(
                 autoencoder.to(self.device), _batches(self._measured_pictures(), self.device)
             )
-            values = {"mean": statistics.mean.tolist(), "deviation": statistics.deviation.tolist()}
-            write_text(path, json.dumps(values, indent=1) + "\n")
+            values = {
+                "encoder": encoder,
+                "mean": statistics.mean.tolist(),
+                "deviation": statistics.deviation.tolist(),
+            }
+            write_text(path, json.dumps(values, indent=1) + "\n", overwrite=True)
         whiten(autoencoder.cpu(), statistics)
         return autoencoder
 
