@@ -11,16 +11,11 @@ from sfumato import load_pipeline
 from sfumato.diffusion.guidance import combined
 from sfumato.engines.catalog import start
 from sfumato.pictures.pixels import psnr
+from sfumato.runtime import compute_exactly
 
 pytestmark = pytest.mark.gpu
 
 SCALE = 3.0
-
-
-@pytest.fixture(autouse=True)
-def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuDNN rounds a convolution's float32 inputs to 10 bits unless it is told not to."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +31,7 @@ def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_guided_answers_match_the_modules(name: str, dtype: torch.dtype, most: float) -> None:
     """Two pictures at two sizes and under two contexts in turn, so that graphs, keys and values are made, kept and made
     anew; compiled, at one size of a small network, since that takes longest of all here."""
+    compute_exactly(torch.device("cuda"), dtype)
     small = name == "compile"
     module, on_gpu = (tiny_unet("one level" if small else "v1-like") for _ in range(2))
     engine = start(name, on_gpu.to("cuda", dtype), tiny_autoencoder("factor 2").to("cuda", dtype))

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self.keep = folder, keep
-        self._writer = lone_threads(1, "checkpoint")
+        self._writer: ThreadPoolExecutor | None = None  # begun by the first `save`: most callers only look
         self._pending: Future[None] | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None) -> None:
         """Write in the background. `tensors` must not change any more. An earlier write's error is raised here."""
         self.wait()
+        if self._writer is None:
+            self._writer = lone_threads(1, "checkpoint")
         self._pending = self._writer.submit(self._write, step, dict(tensors), dict(config), score)
 
     def wait(self) -> None:
@@ -70,7 +72,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._writer.shutdown()
+            if self._writer is not None:
+                self._writer.shutdown()
 
     def any(self) -> bool:
         """Whether there is a checkpoint, whole or not."""
@@ -86,8 +89,7 @@ class Checkpoints:
         return None
 
     def _write(self, step: int, tensors: dict[str, Tensor], config: dict[str, Any], score: float | None) -> None:
-        path = self.folder / f"step-{step:08d}.safetensors"
-        write_checkpoint(path, step=step, tensors=tensors, config=config, score=score)
+        write_checkpoint(self.folder, step=step, tensors=tensors, config=config, score=score)
         self._prune()
 
     def save_parts(
@@ -121,16 +123,17 @@ def _remove(path: Path) -> None:
 
 
 def write_checkpoint(
-    path: Path, *, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None
+    folder: Path, *, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None
 ) -> None:
-    """Write one checkpoint, whole or not at all; `read_checkpoint` reads it back. `tensors` are on the CPU.
+    """Write the step's checkpoint into `folder`, whole or not at all; `read_checkpoint` reads it back. `tensors` are on
+    the CPU.
 
     Raises `OutputError`.
     """
     description = {"step": step, "config": dict(config), "score": score, "sha256": tensors_digest(tensors)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(
-        path,
+        folder / f"step-{step:08d}.safetensors",
         {name: TensorInfo(dtype=tensor.dtype, shape=tuple(tensor.shape)) for name, tensor in tensors.items()},
         tensors.__getitem__,
         metadata={_KEY: json.dumps(description)},

@@ -115,13 +115,13 @@ class Pocket:
         lineage(self.recipe, name)
         if self._given is None and self._remakes_latents:
             raise InvalidRequest("this recipe goes on from a model: give one to start from, with --start")
-        if self._given is not None and not self._remakes_latents and name in lineage(self.recipe, LATENTS):
+        makes_latents = name in lineage(self.recipe, LATENTS)
+        if self._given is not None and makes_latents and not self._own_latents:
             raise InvalidRequest(
                 f"stage {name} makes other latents than those of {self._given.name}: leave it out, or begin in another "
                 f"folder without --start"
             )
-        own_latents = self._given is None or self._remakes_latents
-        if own_latents and name not in lineage(self.recipe, LATENTS) and not self._begun(LATENTS):
+        if self._own_latents and not makes_latents and not self._begun(LATENTS):
             raise ModelNotFound(f"{self.folder}: stage {name} needs the latents of {LATENTS}: train that stage first")
         training = self._training(name)
         task = self._task(name, training)
@@ -198,7 +198,7 @@ class Pocket:
     @cached_property
     def latent_autoencoder(self) -> Autoencoder:
         """The autoencoder as it was when its encoder was left alone, with latents of zero mean and unit variance."""
-        if self._given is not None and not self._remakes_latents:
+        if self._given is not None and not self._own_latents:
             return self._given.autoencoder()  # its latents were given mean and variance before it was published
         autoencoder = autoencoder_of_run(self.folder / LATENTS)
         path, encoder = self.folder / "latents.json", encoder_hash(autoencoder)
@@ -327,6 +327,11 @@ class Pocket:
         return self.recipe[LATENTS].start == MODEL
 
     @property
+    def _own_latents(self) -> bool:
+        """Whether an autoencoder that is trained here makes the latents, not that of the model given."""
+        return self._given is None or self._remakes_latents
+
+    @property
     def _mix(self) -> SceneMix:
         """What the diffusion model sees."""
         return MIX_AGAIN if self._remakes_latents else MIX
@@ -334,11 +339,7 @@ class Pocket:
     def _stages(self) -> Iterator[str]:
         """Those to be trained, in order: with a model to start from, the ones that begin with nothing are left out."""
         for name, stage in self.recipe.items():
-            if (
-                self._given is None
-                or self._remakes_latents
-                or (stage.start is not None and name not in lineage(self.recipe, LATENTS))
-            ):
+            if self._own_latents or (stage.start is not None and name not in lineage(self.recipe, LATENTS)):
                 yield name
 
     @property

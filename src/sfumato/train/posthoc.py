@@ -45,8 +45,7 @@ class Snapshots:
 
     def write(self, step: int, tensors: Mapping[str, Tensor], sigma_rels: Sequence[float]) -> None:
         """Write what `snapshot_tensors` named, whole and on the CPU. It is on the disk on return, or `OutputError`."""
-        path = self.folder / f"step-{step:08d}.safetensors"
-        write_checkpoint(path, step=step, tensors=tensors, config={_KEY: list(sigma_rels)}, score=None)
+        write_checkpoint(self.folder, step=step, tensors=tensors, config={_KEY: list(sigma_rels)}, score=None)
 
 
 def snapshot_tensors(averages: Sequence[PowerEma]) -> dict[str, Tensor]:
