@@ -116,6 +116,7 @@ class DiffusionTask:
         self.config, self.dataset, self.tokenizer, self.validation = config, dataset, tokenizer, validation
         self.levels = noise_levels(config.noise)
         self._resident: ResidentLatents | None = None
+        self._levels_by_device: dict[torch.device | None, NoiseLevels] = {None: self.levels}
 
     def build(self) -> nn.Module:
         """Random weights. The head's components come from the stage before (`TextTask`), with its text encoder."""
@@ -169,7 +170,7 @@ class DiffusionTask:
         assert isinstance(module, LatentDiffusion)
         latents, tokens = self._drawn(batch, draws)
         config, shape, device = self.config.noise, latents.shape[1:], latents.device
-        levels = self.levels.to(device) if self.config.run.resident else self.levels
+        levels = self._levels_for(draws)
         t = self._timesteps(levels, draws)
         noise = draws.normal("noise", shape)
         if config.offset:
@@ -207,6 +208,13 @@ class DiffusionTask:
                 self._resident = resident_latents(self.dataset, self.tokenizer, samples.device)
             latents, tokens = self._resident.drawn(samples, draws, self.config.caption_dropout)
         return latents * self.config.scaling_factor, tokens
+
+    def _levels_for(self, draws: Draws) -> NoiseLevels:
+        """The levels where timesteps are drawn, brought there once."""
+        if draws.device not in self._levels_by_device:
+            assert draws.device is not None
+            self._levels_by_device[draws.device] = self.levels.to(draws.device)
+        return self._levels_by_device[draws.device]
 
     def _timesteps(self, levels: NoiseLevels, draws: Draws) -> Tensor:
         uniform = draws.uniform("timestep")
