@@ -22,8 +22,8 @@ from sfumato.data.samples import Record, Sample
 from sfumato.data.transforms import Preparation
 from sfumato.errors import DataError
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
-from sfumato.train.encode import encode_moments
-from sfumato.train.encode_ray import on_ray
+from sfumato.train.encoding.encode_dataset import encode_moments
+from sfumato.train.encoding.encode_on_ray import on_ray
 
 CONFIG = AutoencoderConfig(block_channels=(16, 32, 64, 128), layers_per_block=1, norm_groups=1, sample_size=128)
 SQUARE = Preparation(width=128, height=128)

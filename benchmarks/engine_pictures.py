@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.engines import SIDE, guided_inputs, networks
-from sfumato.engines.catalog import start
 from sfumato.engines.engine import Engine
+from sfumato.engines.registry import start
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.unet import UNet
 

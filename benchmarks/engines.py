@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 import sfumato
-from sfumato.engines.catalog import start
 from sfumato.engines.openvino import OpenVinoUNet
+from sfumato.engines.registry import start
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.nn.empty import empty_modules

@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.gpu_turns import Turns
+from sfumato.bench.bench_plan import Plan
+from sfumato.bench.contender_processes import answers_folder
 from sfumato.bench.contenders import catalog
-from sfumato.bench.plan import Plan
-from sfumato.bench.processes import answers_folder
 from sfumato.bench.results import document
 from sfumato.bench.subject import model_folder
 from sfumato.files import write_text

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfumato.bench.bench_plan import Plan
+from sfumato.bench.contender_processes import ContenderFailed, Worker, worker
 from sfumato.bench.contenders import Contender
 from sfumato.bench.measure import Results, Row, compare
-from sfumato.bench.plan import Plan
-from sfumato.bench.processes import ContenderFailed, Worker, worker
 from sfumato.bench.worker import MACHINE
 
 _CALM = 0.3  # seconds between turns, as in `measure`

@@ -31,8 +31,8 @@ def write_model(folder: Path) -> None:
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from sfumato.pipeline.convert import convert
-    from sfumato.pipeline.model_files import V1
+    from sfumato.modelfiles.conversion import convert
+    from sfumato.modelfiles.open_model import V1
 
     if not (folder / "folder").is_dir():
         torch.manual_seed(0)

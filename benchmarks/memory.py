@@ -41,12 +41,12 @@ def write_model(folder: Path) -> None:
     import torch
 
     from sfumato.json_files import read_object
+    from sfumato.modelfiles.open_model import V1
     from sfumato.models import autoencoder, clip_text, unet
     from sfumato.nn.empty import empty_modules
-    from sfumato.pipeline.model_files import V1
+    from sfumato.weights.mapped_file import TensorInfo
     from sfumato.weights.mapper import written_entries
     from sfumato.weights.save import write_safetensors
-    from sfumato.weights.stored import TensorInfo
 
     shutil.copytree(V1, folder, dirs_exist_ok=True)
     for extra in ("safety_checker", "feature_extractor"):
@@ -81,7 +81,7 @@ def write_model(folder: Path) -> None:
 
 
 def run_ours(folder: str, options: Mapping[str, str]) -> dict[str, object]:
-    from sfumato.pipeline.load import load_pipeline
+    from sfumato.pipeline.load_pipeline import load_pipeline
 
     pipeline = load_pipeline(folder, safety="off", **options)  # type: ignore[arg-type]
     marks: list[tuple[float, float]] = []

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.engines import ROUNDS, SIDE, guided_inputs, networks
-from sfumato.cli.bench_quality import Quality, show_quality, write_quality
+from sfumato.cli.machine.bench_quality import Quality, show_quality, write_quality
 from sfumato.diffusion.noise import seeded_noise
 from sfumato.diffusion.schedule import NoiseSchedule
-from sfumato.engines.catalog import start
+from sfumato.engines.registry import start
 from sfumato.engines.shortcuts import Shortcuts
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.nn.token_merging import Merging

@@ -28,7 +28,7 @@ from benchmarks.memory import median, status
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sfumato.train.latents import LatentSample
+    from sfumato.train.inputs.stored_latents import LatentSample
 
 ROUNDS = int(os.environ.get("SFUMATO_BENCH_ROUNDS", "3"))
 BATCH = int(os.environ.get("SFUMATO_BENCH_BATCH", "32"))
@@ -102,7 +102,7 @@ class Posteriors:
         return SAMPLES
 
     def latents(self, index: int) -> LatentSample:
-        from sfumato.train.latents import LatentSample
+        from sfumato.train.inputs.stored_latents import LatentSample
 
         caption = CAPTIONS[index % len(CAPTIONS)]
         return LatentSample(mean=self.mean[index], logvar=self.logvar[index], captions=(caption,))
@@ -113,8 +113,8 @@ def run_ours(precision: str, batch: int, folder: Path, clock: Clock) -> None:
     from sfumato.models.clip_text import ClipTextConfig
     from sfumato.models.unet import UNetConfig
     from sfumato.prompt.tokenizer import Tokenizer
-    from sfumato.train.config import OptimizerConfig, RunConfig
-    from sfumato.train.diffusion import DiffusionTask, DiffusionTraining
+    from sfumato.train.run_config import OptimizerConfig, RunConfig
+    from sfumato.train.tasks.diffusion_task import DiffusionTask, DiffusionTraining
     from sfumato.train.trainer import train
 
     run = RunConfig(

@@ -11,8 +11,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sfumato.pipeline.generate import Generation, Pipeline
-    from sfumato.pipeline.load import load_pipeline
+    from sfumato.pipeline.load_pipeline import load_pipeline
+    from sfumato.pipeline.pipeline import Generation, Pipeline
     from sfumato.pipeline.provenance import Provenance
     from sfumato.pipeline.request import Request
     from sfumato.progress import Cancellation, Progress
@@ -23,12 +23,12 @@ __all__ = ["Cancellation", "Generation", "Pipeline", "Progress", "Provenance", "
 # Loaded when first used: torch takes seconds, and most uses of the command line don't need it.
 _HOMES = {
     "Cancellation": "sfumato.progress",
-    "Generation": "sfumato.pipeline.generate",
-    "Pipeline": "sfumato.pipeline.generate",
+    "Generation": "sfumato.pipeline.pipeline",
+    "Pipeline": "sfumato.pipeline.pipeline",
     "Progress": "sfumato.progress",
     "Provenance": "sfumato.pipeline.provenance",
     "Request": "sfumato.pipeline.request",
-    "load_pipeline": "sfumato.pipeline.load",
+    "load_pipeline": "sfumato.pipeline.load_pipeline",
 }
 
 

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from command_line import Cli, Outcome
 
 from sfumato.cli.main import run
+from support.command_line import Cli, Outcome
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from command_line import Cli, files_in
 from safetensors.torch import load_file, save_file
 
 import sfumato
+from support.command_line import Cli, files_in
 
 # Each with what the line has to say.
 WRONG: dict[str, tuple[int, str, list[str]]] = {
@@ -105,7 +105,7 @@ def test_what_nobody_expected_is_one_line_too(cli: Cli, monkeypatch: pytest.Monk
     def explode(*_: object, **__: object) -> None:
         raise ZeroDivisionError("line one\nline two")
 
-    monkeypatch.setattr("sfumato.pipeline.generate.Pipeline.generate", explode)
+    monkeypatch.setattr("sfumato.pipeline.pipeline.Pipeline.generate", explode)
     outcome = cli("generate", "cat")
     assert outcome.code == 1 and outcome.err.splitlines() == [
         "sfumato: something unexpected went wrong (ZeroDivisionError: line one line two): "
@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_nothing(cli: Cli, folder: Path) -> None:
 def test_a_read_only_folder_is_found_before_any_work(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "locked").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")  # root may write anywhere
-    monkeypatch.setattr("sfumato.pipeline.load.load_pipeline", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.setattr("sfumato.pipeline.load_pipeline.load_pipeline", lambda *_, **__: pytest.fail("loaded a model"))
     outcome = cli("generate", "cat", "--out", "locked/pictures")
     assert outcome.code == 1 and "locked: no permission to write there" in outcome.errors[0]
     assert files_in(folder) == []

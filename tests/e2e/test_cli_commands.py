@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import Cli, files_in
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 import sfumato
-from sfumato.diffusion.catalog import SAMPLERS
+from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.pipeline.provenance import Provenance
 from sfumato.safety.verdict import Verdict, judge
+from support.command_line import Cli, files_in
 
 QUICK = ("--steps", "2")
 
@@ -159,7 +159,7 @@ def test_replay_asks_where_another_vae_is(cli: Cli, folder: Path) -> None:
 
 
 def test_a_record_reaches_neither_the_hub_nor_a_path(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfumato.weights.hub.download", lambda *_, **__: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("sfumato.modelfiles.hub.download", lambda *_, **__: pytest.fail("asked the Hub"))
     cli("generate", "a red heart", "--out", "a.png", *QUICK)
     record = json.loads(Image.open("a.png").text["sfumato"])
     for model in ("somebody/model", "/etc/passwd", "../pocket"):

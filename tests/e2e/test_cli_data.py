@@ -8,11 +8,11 @@ from pathlib import Path
 import duckdb
 import pytest
 import torch
-from command_line import Cli, files_in
 from PIL import Image
 
-from made_data import emoji_set, noise
 from sfumato.data.moments import open_moments
+from support.command_line import Cli, files_in
+from support.made_data import emoji_set, noise
 
 
 def photos(folder: Path, count: int = 5) -> Path:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from command_line import Cli
 from PIL import Image
 
 from sfumato.pictures.pixels import psnr
-from sfumato.pipeline.replay import recorded_in
+from sfumato.pipeline.replaying import recorded_in
+from support.command_line import Cli
 
 
 def test_the_exact_engine_is_recorded_and_replayed(cli: Cli) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import Cli
 
+from sfumato.modelfiles.publish_model import publish_clip
 from sfumato.models.clip import Clip, ClipConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.clip_vision import ClipVisionConfig
-from sfumato.train.export import publish_clip
-from tiny import randomise
-from tiny_pipeline import POCKET
+from support.command_line import Cli
+from support.tiny import randomise
+from support.tiny_pipeline import POCKET
 
 
 def random_clip(folder: Path) -> Path:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Cli, files_in
 from PIL import Image
 
 from sfumato import load_pipeline
-from sfumato.pipeline.generate import Generation, Pipeline
 from sfumato.pipeline.metadata import read_provenance
+from sfumato.pipeline.pipeline import Generation, Pipeline
 from sfumato.pipeline.request import Request
+from support.command_line import Cli, files_in
 
 QUICK = ("--steps", "2")
 

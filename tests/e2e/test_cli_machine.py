@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import Cli, files_in
 from PIL import Image
 
 from sfumato.pipeline.presets import with_preset
 from sfumato.report.evaluation import preset_quality
+from support.command_line import Cli, files_in
 
 pytestmark = pytest.mark.timeout(900)  # each starts several processes, which import torch anew
 

@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from command_line import Cli, files_in
 from PIL import Image
+
+from support.command_line import Cli, files_in
 
 COMMAND = [sys.executable, "-c", "from sfumato.cli.main import main; main()"]
 

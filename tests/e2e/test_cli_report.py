@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Cli
 
 import sfumato
 from sfumato import load_pipeline
-from sfumato.weights.registry import Record, change_records
-from sfumato.weights.store import ALIASES
+from sfumato.modelfiles.library_index import Record, change_records
+from sfumato.modelfiles.model_library import ALIASES
+from support.command_line import Cli
 
 POCKET = Path(sfumato.__file__).parent / "assets" / "pocket"
 

@@ -10,9 +10,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from command_line import Cli
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from support.command_line import Cli
 
 HOSTILE = "a \x1b[2J\x1b]0;title\x07cat\u202egnp.\nforged: line"
 ENTRY = "from sfumato.cli.entry import main; main()"

@@ -17,20 +17,20 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from command_line import Cli, files_in
 from PIL import Image
 from safetensors.torch import load_file
 
 import sfumato
-from made_data import emoji_set, write_tar
+from sfumato.caption_retrieval import Retriever
 from sfumato.cli.main import run
-from sfumato.pipeline.model_files import V1
+from sfumato.modelfiles.open_model import V1
+from sfumato.pocket import training as pocket
 from sfumato.progress import Cancellation
-from sfumato.retrieval import Retriever
-from sfumato.train import pocket
 from sfumato.train.checkpoints import read_checkpoint
-from sfumato.train.sessions import read_sessions
-from train_pictures import Shapes
+from sfumato.train.compute_log import read_sessions
+from support.command_line import Cli, files_in
+from support.made_data import emoji_set, write_tar
+from support.train_pictures import Shapes
 
 AUTOENCODER = """
 crop = 16

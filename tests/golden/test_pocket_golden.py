@@ -18,7 +18,7 @@ from PIL import Image
 from sfumato import Pipeline, load_pipeline
 from sfumato.diffusion.schedule import make_schedule
 from sfumato.pictures.pixels import psnr
-from tiny_pipeline import recorded_latents
+from support.tiny_pipeline import recorded_latents
 
 PROMPT = "crown"
 TOLERANCE = 1e-3

@@ -13,7 +13,7 @@ from sfumato.errors import NumericalError
 from sfumato.pictures.pixels import psnr
 from sfumato.progress import Progress
 from sfumato.train.trainer import train
-from train_toy import ToyTask, toy_config
+from support.train_toy import ToyTask, toy_config
 
 pytestmark = pytest.mark.gpu
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
-from sfumato.engines.catalog import start
 from sfumato.engines.fused import FusedGroupNorm, why_not
+from sfumato.engines.registry import start
 from sfumato.nn.norm import GroupNormSiLU
 from sfumato.runtime import compute_exactly
+from support.engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
 
 pytestmark = pytest.mark.gpu
 

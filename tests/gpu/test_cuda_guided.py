@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
 from sfumato import load_pipeline
 from sfumato.diffusion.guidance import combined
-from sfumato.engines.catalog import start
+from sfumato.engines.registry import start
 from sfumato.pictures.pixels import psnr
 from sfumato.runtime import compute_exactly
+from support.engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
 
 pytestmark = pytest.mark.gpu
 

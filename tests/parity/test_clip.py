@@ -10,14 +10,14 @@ import transformers
 from PIL import Image
 
 import sfumato
-from made_data import noise
+from sfumato.caption_retrieval import Retriever
 from sfumato.errors import CheckpointError, InvalidConfig
+from sfumato.modelfiles.publish_model import publish_clip
 from sfumato.models.clip import TRANSFORMERS, Clip, ClipConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.clip_vision import ClipVisionConfig
-from sfumato.retrieval import Retriever
-from sfumato.train.export import publish_clip
-from tiny import randomise
+from support.made_data import noise
+from support.tiny import randomise
 
 TOKENIZER = Path(sfumato.__file__).parent / "assets" / "pocket" / "tokenizer"
 CAPTIONS = ("a red apple", "cat", "", "word " * 40)

@@ -9,11 +9,20 @@ import diffusers
 import pytest
 import torch
 
-from diffusion_toy import SHAPE, V1, diffusers_loop, diffusers_run, relative_error, start_noise, toy_model, toy_predict
-from sfumato.diffusion.catalog import SAMPLERS
 from sfumato.diffusion.noise import generator_noise, white_noise
+from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.diffusion.sampling import enter, plan, run
 from sfumato.diffusion.schedule import NoiseSchedule
+from support.diffusion_toy import (
+    SHAPE,
+    V1,
+    diffusers_loop,
+    diffusers_run,
+    relative_error,
+    start_noise,
+    toy_model,
+    toy_predict,
+)
 
 STEPS = (1, 2, 5, 7, 20, 50)
 NOISE = NoiseSchedule()

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_toy import relative_error, start_noise, toy_model, toy_predict
 from sfumato.diffusion.inpaint import keep_known
 from sfumato.diffusion.sampling import enter, plan, run
 from sfumato.diffusion.schedule import NoiseSchedule
+from support.diffusion_toy import relative_error, start_noise, toy_model, toy_predict
 
 NOISE = NoiseSchedule()
 ALPHAS = np.cumprod(1.0 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
-from sfumato.engines import compiler
-from sfumato.engines.catalog import start
+from sfumato.engines import native_build as compiler
 from sfumato.engines.native_kernels import NativeKernels
+from sfumato.engines.registry import start
+from support.engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
 
 HERE = [True] if not compiler.why_not() and compiler.kernels().sfumato_pairs() else []
 

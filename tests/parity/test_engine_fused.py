@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine_networks import gaussian, tiny_autoencoder, tiny_unet
 from sfumato.engines.fused import FusedGroupNorm, fused_twin, why_not
 from sfumato.nn.norm import GroupNormSiLU
+from support.engine_networks import gaussian, tiny_autoencoder, tiny_unet
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs the package triton, which torch's builds for CUDA bring"
@@ -28,7 +28,7 @@ MOST = {"torch.float32": 1e-5, "torch.float16": 1e-3, "torch.bfloat16": 8e-3}  #
 @needs_triton
 def test_the_kernels_match_torch_in_tritons_interpreter() -> None:
     """bfloat16's results are cut off there, not rounded, hence twice the error."""
-    program = Path(__file__).parents[1] / "triton_interpreted.py"
+    program = Path(__file__).parents[1] / "support" / "triton_interpreted.py"
     done = subprocess.run(
         [sys.executable, str(program)],
         env={**os.environ, "TRITON_INTERPRET": "1"},

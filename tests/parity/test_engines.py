@@ -14,19 +14,21 @@ import pytest
 import torch
 from torch import nn
 
-from engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
 from sfumato import load_pipeline
-from sfumato.engines import catalog, compiled, compiler
-from sfumato.engines.catalog import choose, start
+from sfumato.engines import native_build as compiler
+from sfumato.engines import registry
+from sfumato.engines import torch_compile as compiled
 from sfumato.engines.exact_autoencoder import ExactAutoencoder
 from sfumato.engines.exact_unet import ExactUNet, strided
 from sfumato.engines.kernels import Kernels
 from sfumato.engines.names import ENGINES
 from sfumato.engines.native_kernels import NativeKernels
+from sfumato.engines.registry import choose, start
 from sfumato.engines.torch_kernels import TorchKernels
 from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.models import autoencoder, unet
-from tiny import AUTOENCODERS, UNETS
+from support.engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
+from support.tiny import AUTOENCODERS, UNETS
 
 KERNELS: dict[str, Callable[[], Kernels]] = {
     "compiled": NativeKernels,
@@ -250,7 +252,7 @@ def test_auto_is_graph_on_nvidia_where_triton_works_and_memory_is_not_short(
     device: str, rocm: str | None, without: str, memory: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.version, "hip", rocm)
-    monkeypatch.setattr(catalog, "why_not_fused", lambda kind: without)
+    monkeypatch.setattr(registry, "why_not_fused", lambda kind: without)
     bias = SimpleNamespace(device=torch.device(device), dtype=torch.float16)
     there: Any = SimpleNamespace(
         config=SimpleNamespace(block_channels=(320, 640)), conv_in=SimpleNamespace(bias=bias)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-import evaluation_inputs as inputs
 from sfumato.errors import CheckpointError
 from sfumato.models.clip import Clip, ClipConfig
 from sfumato.models.clip_text import ClipTextConfig
@@ -25,15 +24,16 @@ from sfumato.models.efficientnet import EfficientNet, _published
 from sfumato.models.inception import Inception, load_inception
 from sfumato.models.open_clip import OPEN_CLIP
 from sfumato.pictures.pixels import psnr
-from sfumato.report.features.clip import ClipFeatures
-from sfumato.report.features.efficientnet import EfficientNetFeatures
-from sfumato.report.features.inception import InceptionFeatures
+from sfumato.report.features.clip_features import ClipFeatures
+from sfumato.report.features.efficientnet_features import EfficientNetFeatures
+from sfumato.report.features.inception_features import InceptionFeatures
 from sfumato.report.features.preference import Preference
 from sfumato.report.features.resizing import CONVENTIONS
 from sfumato.report.metrics.agreement import cosines
 from sfumato.report.metrics.frechet import Gaussian, frechet_distance
 from sfumato.report.metrics.kernel_distances import cmmd, kid
 from sfumato.report.metrics.structure import ssim
+from support import evaluation_inputs as inputs
 
 FOLDER = Path(__file__).parents[1] / "golden" / "evaluation"
 TOKENIZER = FOLDER / "tokenizer"

@@ -7,12 +7,12 @@ import torch
 from diffusers.loaders import single_file_utils
 from torch import Tensor, nn
 
-from in_memory import InMemory, load
 from sfumato.errors import CheckpointError
 from sfumato.models import autoencoder, clip_text, compvis, unet
 from sfumato.nn.empty import empty_modules
 from sfumato.weights.mapper import Layout, match, written_entries
-from tiny import diffusers_autoencoder, diffusers_unet, transformers_text
+from support.in_memory import InMemory, load
+from support.tiny import diffusers_autoencoder, diffusers_unet, transformers_text
 
 
 def written(module: nn.Module, layout: Layout) -> dict[str, Tensor]:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 import sfumato
 from sfumato.engines.names import MEMORY_MODES
 from sfumato.errors import InvalidRequest, OutOfMemory
-from sfumato.nn.stored import StoredConv2d, StoredEmbedding, StoredLinear, stored_layers
+from sfumato.modelfiles.conversion import convert
+from sfumato.nn.lazy_weights import StoredConv2d, StoredEmbedding, StoredLinear, stored_layers
 from sfumato.pipeline import memory
-from sfumato.pipeline.convert import convert
-from sfumato.pipeline.generate import Pipeline
+from sfumato.pipeline.pipeline import Pipeline
 from sfumato.weights import mapper
-from tiny_pipeline import reference_pipeline
+from support.tiny_pipeline import reference_pipeline
 
 ENGINES = ("eager", "winograd", "winograd-plain")
 

@@ -11,10 +11,18 @@ import transformers
 from torch import Tensor
 
 import sfumato
-from in_memory import load
 from sfumato.models import autoencoder, clip_text, clip_vision, unet
 from sfumato.nn.empty import empty_modules
-from tiny import AUTOENCODERS, TEXT_ENCODERS, UNETS, diffusers_autoencoder, diffusers_unet, randomise, transformers_text
+from support.in_memory import load
+from support.tiny import (
+    AUTOENCODERS,
+    TEXT_ENCODERS,
+    UNETS,
+    diffusers_autoencoder,
+    diffusers_unet,
+    randomise,
+    transformers_text,
+)
 
 ASSETS = Path(sfumato.__file__).parent / "assets"
 

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from sfumato import load_pipeline
 from sfumato.compat import diffusers as compat
+from sfumato.modelfiles.open_model import METADATA_KEY, TOKENIZER_FILES
 from sfumato.models import compvis
-from sfumato.pipeline.model_files import METADATA_KEY, TOKENIZER_FILES
 from sfumato.weights.mapper import written_entries
-from tiny import randomise
-from tiny_pipeline import reference_pipeline
+from support.tiny import randomise
+from support.tiny_pipeline import reference_pipeline
 
 PROMPT = "a red heart"
 
@@ -155,7 +155,7 @@ def v1_shaped() -> diffusers.StableDiffusionPipeline:
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
     )
-    from sfumato.pipeline.model_files import V1
+    from sfumato.modelfiles.open_model import V1
 
     return diffusers.StableDiffusionPipeline(
         vae=randomise(vae, 0),

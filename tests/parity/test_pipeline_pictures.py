@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tiny_pipeline import Pair
+from support.tiny_pipeline import Pair
 
 PROMPT = "a red heart"
 LATENTS = 1e-3

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tiny_pipeline import Pair
+from support.tiny_pipeline import Pair
 
 PROMPT = "a red heart"
 PROMPTS = [PROMPT, "flag: Japan, flat style"]

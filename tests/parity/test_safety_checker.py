@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from in_memory import load
 from sfumato.errors import CheckpointError, NumericalError
 from sfumato.models.clip_vision import SAFETY_CHECKER, ClipVision, ClipVisionConfig
 from sfumato.safety.checker import Concepts, SafetyChecker, preprocess, verdict
 from sfumato.weights.checkpoint import open_checkpoint
+from support.in_memory import load
 
 D = 16
 

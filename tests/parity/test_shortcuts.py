@@ -22,8 +22,8 @@ from sfumato.engines.torch_kernels import TorchKernels
 from sfumato.models.unet import UNet
 from sfumato.nn import token_merging
 from sfumato.nn.token_merging import Merging, destinations
-from tiny import UNETS, diffusers_unet
-from tiny_pipeline import Pair, recorded_latents
+from support.tiny import UNETS, diffusers_unet
+from support.tiny_pipeline import Pair, recorded_latents
 
 Forward = Callable[[Tensor, Tensor, Tensor, Shortcuts], Tensor]
 ENGINES: dict[str, Callable[[UNet], Forward]] = {

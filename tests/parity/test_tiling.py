@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from in_memory import load
-from sfumato.engines import strips, tiling
-from sfumato.engines.catalog import start
+from sfumato.engines import row_strips as strips
+from sfumato.engines import tiling
 from sfumato.engines.engine import Engine
 from sfumato.engines.exact_autoencoder import ExactAutoencoder
 from sfumato.engines.kernels import Kernels
 from sfumato.engines.native_kernels import NativeKernels
+from sfumato.engines.registry import start
 from sfumato.engines.strip_autoencoder import StripAutoencoder
 from sfumato.engines.tiling import tiling_of
 from sfumato.engines.torch_kernels import TorchKernels
@@ -20,7 +20,8 @@ from sfumato.errors import InvalidRequest
 from sfumato.models import autoencoder
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.unet import UNet, UNetConfig
-from tiny import AUTOENCODERS, diffusers_autoencoder
+from support.in_memory import load
+from support.tiny import AUTOENCODERS, diffusers_autoencoder
 
 KERNELS = {"compiled": NativeKernels, "plain": TorchKernels}
 

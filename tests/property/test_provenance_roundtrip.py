@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from recorded import record
-from sfumato.diffusion.catalog import SAMPLERS
+from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import pixels_sha256
 from sfumato.pictures.source import ImageSource
@@ -22,6 +21,7 @@ from sfumato.pipeline.parameters_text import SAMPLER_NAMES, format_parameters, p
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 from sfumato.pipeline.saving import encode_picture
+from support.recorded import record
 
 SUFFIXES = [".png", ".jpg", ".webp", *[".avif"] * features.check("avif")]
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)

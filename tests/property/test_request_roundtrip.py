@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.diffusion.catalog import PROFILES, SAMPLERS
+from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.request import MAX_SEED, MAX_SIDE, MAX_STEPS, Request

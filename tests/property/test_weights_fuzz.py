@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostile_files import integer, integers, safetensors, storage, tensor, text, torch_zip
 from sfumato.errors import CheckpointError
 from sfumato.weights.checkpoint import open_checkpoint
+from support.hostile_files import integer, integers, safetensors, storage, tensor, text, torch_zip
 
 thorough = settings(max_examples=400, deadline=None)
 

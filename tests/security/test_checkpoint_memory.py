@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from hostile_files import safetensors, state_dict, tensor, text, torch_zip
+from support.hostile_files import safetensors, state_dict, tensor, text, torch_zip
 
 MB = 2**20
 OPCODES = 300_000

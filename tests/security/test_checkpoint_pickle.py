@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hostile_files import integer, state_dict, storage, tensor, text, torch_zip
 from sfumato.errors import CheckpointError, UnsafeCheckpoint
 from sfumato.weights.checkpoint import open_checkpoint
+from support.hostile_files import integer, state_dict, storage, tensor, text, torch_zip
 
 OPCODES_OF_CLASSES = {
     "INST": b"(S'{command}'\nios\nsystem\n.",

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import safetensors
 
-from hostile_files import safetensors as made
 from sfumato.errors import CheckpointError, InvalidRequest, UnsafeCheckpoint
 from sfumato.files import plain_name
 from sfumato.weights.checkpoint import open_checkpoint
+from support.hostile_files import safetensors as made
 
 
 def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: Any) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hostile_files import state_dict, tensor, torch_zip
 from sfumato.errors import CheckpointError, UnsafeCheckpoint
 from sfumato.weights.checkpoint import open_checkpoint
+from support.hostile_files import state_dict, tensor, torch_zip
 
 PICKLE = state_dict(tensor())
 

@@ -14,9 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from made_data import noise, pictures, png, write_tar
 from sfumato.data import tar_index
-from sfumato.data.emoji import open_emoji
 from sfumato.data.folder import open_folder
 from sfumato.data.moments import Part, part_path
 from sfumato.data.reports import verify
@@ -25,7 +23,9 @@ from sfumato.data.shards import MANIFEST, index_path, open_shards
 from sfumato.data.transforms import Preparation
 from sfumato.errors import DataError
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
-from sfumato.train.encode import encode_moments
+from sfumato.pocket.emoji import open_emoji
+from sfumato.train.encoding.encode_dataset import encode_moments
+from support.made_data import noise, pictures, png, write_tar
 
 PICTURE = png(noise(6, 5, 0))
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from sfumato.errors import InvalidRequest
-from sfumato.pictures import opening
-from sfumato.pictures.opening import decode_picture, locate, open_picture
+from sfumato.pictures import untrusted_pictures as opening
 from sfumato.pictures.pixels import picture_to_tensor
 from sfumato.pictures.source import ImageSource
+from sfumato.pictures.untrusted_pictures import decode_picture, locate, open_picture
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *["AVIF"] * features.check("avif")]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sfumato.bench.plan import What
+from sfumato.bench.bench_plan import What
 from sfumato.engines.names import ENGINES
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.presets import PRESETS

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfumato.bench.bench_plan import Plan, What
+from sfumato.bench.contender_processes import ContenderFailed, Worker, answers_folder, worker
 from sfumato.bench.contenders import Contender
-from sfumato.bench.plan import Plan, What
-from sfumato.bench.processes import ContenderFailed, Worker, answers_folder, worker
 from sfumato.bench.worker import MACHINE
 from sfumato.runtime import free_memory, logger
 

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from sfumato.errors import OutputError
 from sfumato.files import atomic_folder, locked, make_folder, write_text
 from sfumato.json_files import read_object
+from sfumato.modelfiles.open_model import V1
 from sfumato.models import autoencoder, clip_text, unet
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.diffusers_folder import WEIGHT_FILES, model_index
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.nn.empty import empty_modules
-from sfumato.pipeline.model_files import V1
+from sfumato.weights.mapped_file import TensorInfo
 from sfumato.weights.mapper import Layout, written_entries
 from sfumato.weights.save import write_safetensors
-from sfumato.weights.stored import TensorInfo
 
 _SPREAD = 0.02  # of embeddings, as CLIP's are initialised
 

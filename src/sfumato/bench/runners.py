@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sfumato.bench.bench_plan import PROMPT, Plan
 from sfumato.bench.contenders import Contender, Kind
-from sfumato.bench.plan import PROMPT, Plan
 from sfumato.runtime import dtype_name, require, resolve_device, resolve_dtype
 
 _FEW = 2  # steps of a picture that only warms up
@@ -116,8 +116,8 @@ class TorchRunner:
 
 
 def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
-    from sfumato.pipeline.generate import Pipeline
     from sfumato.pipeline.model import GUIDANCE_SCALE, load_model
+    from sfumato.pipeline.pipeline import Pipeline
     from sfumato.pipeline.presets import PRESET, with_preset
     from sfumato.pipeline.request import Request
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sfumato.bench.plan import PROMPT, Plan
+from sfumato.bench.bench_plan import PROMPT, Plan
 from sfumato.pipeline.model import GUIDANCE_SCALE
 from sfumato.runtime import require
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sfumato.bench.plan import RANDOM_V1
-from sfumato.engines.compiler import cache_folder
-from sfumato.weights.store import resolve
+from sfumato.bench.bench_plan import RANDOM_V1
+from sfumato.engines.native_build import cache_folder
+from sfumato.modelfiles.model_library import resolve
 
 
 def model_folder(name: str, *, on_turn: Callable[[str], None] = lambda _: None) -> Path:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from sfumato.bench.bench_plan import Plan
 from sfumato.bench.contenders import catalog
-from sfumato.bench.plan import Plan
 
 MACHINE = "machine"
 """In the place of a contender's name: the process that measures what the machine can do."""
@@ -113,7 +113,7 @@ def _machine(name: str, plan: Plan, model: Path, answer: Path, began: float) -> 
 
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
-    from sfumato.bench.machine import Machine, operations
+    from sfumato.bench.machine_speed import Machine, operations
 
     machine = Machine(plan)
     return {"operations": operations(model, plan), **machine.facts()}, lambda what, dtype: {

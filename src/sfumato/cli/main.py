@@ -11,22 +11,22 @@ from typing import Annotated, NoReturn
 import typer
 
 import sfumato
-from sfumato.cli.bench import bench
-from sfumato.cli.card import card
-from sfumato.cli.convert import convert
-from sfumato.cli.data import data
-from sfumato.cli.doctor import doctor
-from sfumato.cli.emissions import emissions
-from sfumato.cli.evaluate import evaluate
-from sfumato.cli.explain import explain, samplers
-from sfumato.cli.generate import generate
-from sfumato.cli.grid import grid
-from sfumato.cli.inspect import inspect
-from sfumato.cli.interpolate import interpolate
-from sfumato.cli.models import models
-from sfumato.cli.replay import replay
-from sfumato.cli.terminal import guarded_stdout, log_to_stderr, silence, write_error, write_traceback
-from sfumato.cli.train import train
+from sfumato.cli.data.commands import data
+from sfumato.cli.evaluate.evaluate import evaluate
+from sfumato.cli.images.explain import explain, samplers
+from sfumato.cli.images.generate import generate
+from sfumato.cli.images.grid import grid
+from sfumato.cli.images.interpolate import interpolate
+from sfumato.cli.images.replay import replay
+from sfumato.cli.machine.bench import bench
+from sfumato.cli.machine.doctor import doctor
+from sfumato.cli.machine.emissions import emissions
+from sfumato.cli.models.card import card
+from sfumato.cli.models.convert import convert
+from sfumato.cli.models.inspect import inspect
+from sfumato.cli.models.models import models
+from sfumato.cli.terminal.output_lines import guarded_stdout, log_to_stderr, silence, write_error, write_traceback
+from sfumato.cli.train.train import train
 from sfumato.errors import PeerFailed, PeerGone, SfumatoError
 
 INTERRUPTED = 130

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sfumato.compat.call_options import CallOptions, Prompts, checked_latents, plain, prompt_pairs
+from sfumato.compat.from_pretrained import LoadedPipeline
 from sfumato.compat.latents import keeping_latents
-from sfumato.compat.loading import LoadedPipeline
-from sfumato.compat.options import CallOptions, Prompts, checked_latents, plain, prompt_pairs
 from sfumato.compat.output import Images, StableDiffusionPipelineOutput
 from sfumato.compat.schedulers import (
     DDIMScheduler,
@@ -39,9 +39,9 @@ from sfumato.compat.schedulers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from sfumato.diffusion.catalog import SAMPLERS
+from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.generate import Generation, Pipeline
+from sfumato.pipeline.pipeline import Generation, Pipeline
 from sfumato.pipeline.request import Request
 
 __all__ = [

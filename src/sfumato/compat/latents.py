@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato.models.autoencoder import AutoencoderConfig
-from sfumato.pipeline.generate import Pipeline
+from sfumato.pipeline.pipeline import Pipeline
 
 
 class LatentKeeper:

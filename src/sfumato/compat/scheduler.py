@@ -116,7 +116,7 @@ class Scheduler:
         **changes: Any,
     ) -> Self:
         """The configuration that a model's folder holds in `subfolder`. Raises `ModelNotFound` or `HubError`."""
-        from sfumato.weights.store import resolve
+        from sfumato.modelfiles.model_library import resolve
 
         token = token or (use_auth_token if isinstance(use_auth_token, str) else None)
         location = resolve(model, token=token, revision=revision, offline=local_files_only)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sfumato.data.streams import Stream
+from sfumato.data.counter_rng import Stream
 from sfumato.errors import InvalidRequest
 
 

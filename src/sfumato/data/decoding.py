@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from sfumato.errors import DataError, InvalidRequest
-from sfumato.pictures.opening import MAX_BYTES, decode_picture, read_bounded, reading
+from sfumato.pictures.untrusted_pictures import MAX_BYTES, decode_picture, read_bounded, reading
 
 MAX_PICTURE_BYTES = MAX_BYTES
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "avif", "gif", "bmp", "tif", "tiff", "ppm")

@@ -27,8 +27,8 @@ from sfumato.data.transforms import Pixels, Preparation
 from sfumato.errors import CheckpointError, DataError, InvalidRequest
 from sfumato.files import file_sha256, write_text
 from sfumato.weights.checkpoint import Checkpoint, open_checkpoint
+from sfumato.weights.mapped_file import TensorInfo
 from sfumato.weights.save import write_safetensors
-from sfumato.weights.stored import TensorInfo
 
 FORMAT = "sfumato moments 1"
 _KEY = "sfumato.moments"

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from sfumato.data.streams import Stream
+from sfumato.data.counter_rng import Stream
 from sfumato.errors import DataError
 
 CAPTION_FIELDS = ("captions", "caption", "text")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfumato.data.streams import Stream
+from sfumato.data.counter_rng import Stream
 from sfumato.errors import InvalidRequest
 
 Pixels = NDArray[np.uint8]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sfumato.diffusion.catalog import PROFILES, check_choice
 from sfumato.diffusion.noise import Draw, white_noise
+from sfumato.diffusion.sampler_info import PROFILES, check_choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

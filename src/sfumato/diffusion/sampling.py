@@ -11,11 +11,11 @@ from torch import Tensor
 from sfumato.diffusion import samplers, stochastic
 from sfumato.diffusion.adaptive import dpm_adaptive
 from sfumato.diffusion.brownian import brownian_noise, torchsde_noise
-from sfumato.diffusion.catalog import PROFILES, SAMPLERS, follows_path, model_calls
 from sfumato.diffusion.denoiser import Predict, consistency, denoiser
 from sfumato.diffusion.inpaint import Inpaint
 from sfumato.diffusion.integration import After, Denoise, Noise, Step
 from sfumato.diffusion.noise import Draw, white_noise
+from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS, follows_path, model_calls
 from sfumato.diffusion.schedule import NoiseSchedule, Schedule, make_schedule
 from sfumato.errors import InvalidRequest
 

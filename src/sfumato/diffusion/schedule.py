@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sfumato.diffusion.catalog import PROFILES, SAMPLERS, Profile, SamplerInfo, check_choice, check_spacing
 from sfumato.diffusion.noise_schedule import NoiseSchedule
+from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS, Profile, SamplerInfo, check_choice, check_spacing
 from sfumato.diffusion.spacing import SPACING_RULES, Choice, Point
 from sfumato.errors import InvalidRequest
 

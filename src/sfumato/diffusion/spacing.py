@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from sfumato.diffusion.beta_quantile import beta_quantile
-from sfumato.diffusion.catalog import SAMPLERS, Profile, SamplerInfo
 from sfumato.diffusion.noise_schedule import NoiseSchedule
+from sfumato.diffusion.sampler_info import SAMPLERS, Profile, SamplerInfo
 from sfumato.errors import InvalidRequest
 
 RHO = 7.0

@@ -80,7 +80,7 @@ def _accelerator(*, cuda: Sequence[str], mps: bool, driver: bool) -> Finding:
 
 
 def _kernels() -> Finding:
-    from sfumato.engines.compiler import why_not
+    from sfumato.engines.native_build import why_not
 
     if reason := why_not():
         return advice("kernels", "not there, so the fastest exact engine isn't", reason)

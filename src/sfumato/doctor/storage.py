@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfumato.doctor.finding import Finding, advice, broken, ok
-from sfumato.engines.compiler import cache_folder
+from sfumato.engines.native_build import cache_folder
 from sfumato.errors import SfumatoError
-from sfumato.pipeline.caches import contents
-from sfumato.weights.registry import data_dir
-from sfumato.weights.store import ALIASES, ModelLocation, list_models
+from sfumato.modelfiles.library_index import data_dir
+from sfumato.modelfiles.model_library import ALIASES, ModelLocation, list_models
+from sfumato.modelfiles.user_caches import contents
 
 _GB = 1e9
 _NAMED = 8
@@ -57,8 +57,8 @@ def _weights(model: ModelLocation) -> Iterator[Finding]:
     """Only what is worth a word: weights that can't be opened, or that float32 on a processor has copied."""
     import torch
 
-    from sfumato.pipeline.model_files import open_model
-    from sfumato.pipeline.warm_start import is_copied, warm_parts
+    from sfumato.modelfiles.open_model import open_model
+    from sfumato.modelfiles.weight_cache import is_copied, warm_parts
 
     try:
         with open_model(model.path) as files, warm_parts(files, torch.float32) as warm:

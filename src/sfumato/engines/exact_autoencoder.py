@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sfumato.engines.exact_unet import as_torch, enlarged, resnet
 from sfumato.engines.kernels import Kernels
-from sfumato.engines.members import member, members
+from sfumato.engines.typed_modules import member, members
 from sfumato.models.autoencoder import (
     Autoencoder,
     Downsample,

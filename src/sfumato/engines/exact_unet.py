@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.engines.kernels import Kernels
-from sfumato.engines.members import member, members
 from sfumato.engines.shortcuts import Shortcuts, finest_attending, walk
+from sfumato.engines.typed_modules import member, members
 from sfumato.models.unet import (
     GEGLU,
     Block,

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sfumato.engines.twin import twin_of
+from sfumato.engines.shared_copy import twin_of
 from sfumato.nn.norm import GroupNormSiLU
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -8,10 +8,10 @@ from ctypes import c_float, c_int64, c_void_p
 import torch
 from torch import Tensor, nn
 
-from sfumato.engines.compiler import NoKernelsError, kernels
 from sfumato.engines.kernels import Affine, Rows, Sums
+from sfumato.engines.native_build import NoKernelsError, kernels
 from sfumato.nn.attention import attention
-from sfumato.nn.stored import done_with
+from sfumato.nn.lazy_weights import done_with
 
 # Below this many tiles of 4×4 outputs, transforming weights for 36 points costs more than F(2×2) saves.
 _FEW_TILES = 16

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.engines.compiler import cache_folder
+from sfumato.engines.native_build import cache_folder
 from sfumato.files import atomic_folder, locked
 from sfumato.models.autoencoder import Autoencoder, Posterior
 from sfumato.models.unet import UNet

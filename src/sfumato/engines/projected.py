@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.engines.twin import twin_of
+from sfumato.engines.shared_copy import twin_of
 from sfumato.models.unet import CrossAttention, TransformerBlock, UNet, rows
 from sfumato.nn.attention import attention
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sfumato.engines.members import members
+from sfumato.engines.typed_modules import members
 from sfumato.models.unet import Block, DownBlock, Downsample, MidBlock, UNet, UpBlock, Upsample
 from sfumato.nn.token_merging import Merging
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sfumato.engines.exact_autoencoder import ExactAutoencoder, strided_down
 from sfumato.engines.kernels import Kernels
-from sfumato.engines.members import members
-from sfumato.engines.strips import Convolved, Map, Mapped, Stored, stored, strips, sums_of
+from sfumato.engines.row_strips import Convolved, Map, Mapped, Stored, stored, strips, sums_of
+from sfumato.engines.typed_modules import members
 from sfumato.models.autoencoder import Autoencoder, Downsample, Level, Posterior, Upsample
 from sfumato.nn.resnet import ResnetBlock
 

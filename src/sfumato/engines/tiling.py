@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from sfumato.engines.blending import blended_decode, blended_encode, needs_tiles
+from sfumato.engines.blended_tiles import blended_decode, blended_encode, needs_tiles
 from sfumato.engines.engine import Engine
 from sfumato.engines.names import TILINGS
 from sfumato.engines.strip_autoencoder import StripAutoencoder

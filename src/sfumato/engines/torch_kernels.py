@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sfumato.engines.kernels import Affine, Rows, Sums
 from sfumato.nn.attention import attention
-from sfumato.nn.stored import done_with
+from sfumato.nn.lazy_weights import done_with
 
 # F(4×4, 3×3), points 0, ±1, ±2, ∞ (Lavin and Gray 2016, section 4.3).
 _INPUT = (

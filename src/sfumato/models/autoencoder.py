@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError
-from sfumato.models.published import (
+from sfumato.models.config_checks import (
     divisible,
     flags,
     positive,

@@ -14,7 +14,7 @@ from sfumato.errors import InvalidConfig
 from sfumato.models import clip_text, clip_vision
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.clip_vision import ClipVision, ClipVisionConfig
-from sfumato.models.published import require_fields, require_values
+from sfumato.models.config_checks import require_fields, require_values
 from sfumato.weights.mapper import Layout
 
 FIRST_LOGIT_SCALE = 2.6592  # ln(1 / 0.07)

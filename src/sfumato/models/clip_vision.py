@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InvalidConfig
-from sfumato.models.published import one_of, positive, positive_numbers, require_fields
-from sfumato.nn.clip import ACTIVATIONS, ClipEncoder
+from sfumato.models.config_checks import one_of, positive, positive_numbers, require_fields
+from sfumato.nn.clip_layers import ACTIVATIONS, ClipEncoder
 from sfumato.weights.mapper import Layout
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.errors import InvalidConfig
-from sfumato.models.published import divisible, flags, positive, require_fields, require_list, require_values
+from sfumato.models.config_checks import divisible, flags, positive, require_fields, require_list, require_values
 from sfumato.nn.attention import attention
 from sfumato.nn.embeddings import timestep_embedding
 from sfumato.nn.norm import GroupNormSiLU

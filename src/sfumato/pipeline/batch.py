@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sfumato.diffusion import sampling
-from sfumato.diffusion.catalog import follows_path
 from sfumato.diffusion.denoiser import Predict
 from sfumato.diffusion.guidance import guide
 from sfumato.diffusion.inpaint import Inpaint, keep_known
 from sfumato.diffusion.noise import Draw, generator_noise, seeded_noise, seeds_from
+from sfumato.diffusion.sampler_info import follows_path
 from sfumato.engines.engine import eager
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import mask_to_latents

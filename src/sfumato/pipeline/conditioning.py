@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.catalog import PROFILES
 from sfumato.diffusion.guidance import Answers, Guided
+from sfumato.diffusion.sampler_info import PROFILES
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.deep_cache import Forward, shortcuts_wanted
-from sfumato.prompt.chunks import PromptPlan, align_windows, plan_prompt, warn_of_cut
-from sfumato.prompt.contexts import encode
+from sfumato.prompt.encode_prompt import encode
+from sfumato.prompt.windows import PromptPlan, align_windows, plan_prompt, warn_of_cut
 
 if TYPE_CHECKING:
     from sfumato.pipeline.model import Model

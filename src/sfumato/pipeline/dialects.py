@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfumato.pictures.opening import read_bounded
+from sfumato.pictures.untrusted_pictures import read_bounded
 from sfumato.pipeline.metadata import texts_of
 from sfumato.runtime import require
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from sfumato.diffusion.catalog import check_choice
+from sfumato.diffusion.sampler_info import check_choice
 from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.request import Request
 
@@ -55,7 +55,7 @@ def _interval(text: str) -> tuple[float | str, ...]:
 def _picture(text: str) -> ImageSource:
     from pathlib import Path
 
-    from sfumato.pictures.opening import open_picture
+    from sfumato.pictures.untrusted_pictures import open_picture
 
     return open_picture(Path(text))[1]
 

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 import sfumato
-from sfumato.diffusion.catalog import PROFILES, SAMPLERS
+from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS
 from sfumato.diffusion.sampling import StepInfo
 from sfumato.errors import InvalidRequest, OutOfMemory
-from sfumato.pictures.opening import open_picture
 from sfumato.pictures.pixels import Pixels, mask_to_tensor, picture_to_tensor, pixels_sha256, to_pixels
 from sfumato.pictures.source import ImageSource
+from sfumato.pictures.untrusted_pictures import open_picture
 from sfumato.pictures.watermark import mark
 from sfumato.pipeline.batch import Batch, Generators, Inputs, batch_key, generate_batch, make_plans, noise_source
 from sfumato.pipeline.conditioning import Conditioning, encode_request, stack, stackable
@@ -32,7 +32,7 @@ from sfumato.safety.policy import screen
 from sfumato.safety.verdict import Checker, Verdict
 
 if TYPE_CHECKING:
-    from sfumato.pipeline.generate import Pipeline
+    from sfumato.pipeline.pipeline import Pipeline
 
 Picture = Image.Image | Path | str
 

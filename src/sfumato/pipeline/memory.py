@@ -20,7 +20,7 @@ from sfumato.engines.tiling import tiling_of
 from sfumato.errors import InvalidRequest, OutOfMemory
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.unet import UNetConfig
-from sfumato.nn.stored import bytes_held, bytes_widened, keep, widen
+from sfumato.nn.lazy_weights import bytes_held, bytes_widened, keep, widen
 from sfumato.pipeline.request import Request, upscaled
 from sfumato.runtime import free_memory, logger, return_freed_memory
 

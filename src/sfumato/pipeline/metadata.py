@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sfumato.errors import InvalidRequest
-from sfumato.pictures.opening import read_bounded, reading
+from sfumato.pictures.untrusted_pictures import read_bounded, reading
 from sfumato.pipeline.parameters_text import Parameters, format_parameters, parse_parameters
 from sfumato.pipeline.provenance import Provenance
 

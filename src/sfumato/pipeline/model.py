@@ -14,21 +14,21 @@ import torch
 
 from sfumato.diffusion.denoiser import PREDICTIONS
 from sfumato.diffusion.schedule import NoiseSchedule
-from sfumato.engines.catalog import start
 from sfumato.engines.engine import Engine
+from sfumato.engines.registry import start
 from sfumato.errors import CheckpointError, InvalidConfig
+from sfumato.modelfiles.library_index import model_hash
+from sfumato.modelfiles.open_model import ModelFiles, Part, naming, open_model, read_tokenizer
+from sfumato.modelfiles.weight_cache import warm_parts
 from sfumato.models import compvis
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipText
 from sfumato.models.unet import UNet
 from sfumato.pipeline.memory import settle, tiling_in, warm_fits
-from sfumato.pipeline.model_files import ModelFiles, Part, naming, open_model
-from sfumato.pipeline.warm_start import warm_parts
 from sfumato.progress import OnProgress, Progress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.runtime import compute_exactly
 from sfumato.weights.mapper import fill, fill_as_stored
-from sfumato.weights.registry import model_hash
 
 GUIDANCE_SCALE = 7.5  # for a model whose makers recommend none: diffusers' default, and the card's samples'
 
@@ -169,12 +169,6 @@ def _fill(part: Part[Any], dtype: torch.dtype, device: torch.device) -> None:
         fill_as_stored(part.module, part.entries, part.checkpoint, dtype)
     else:
         fill(part.module, part.entries, part.checkpoint, dtype=dtype, device=device)
-
-
-def read_tokenizer(files: ModelFiles) -> Tokenizer:
-    """The tokenizer from its files' texts. Raises `InvalidConfig` naming where they are from."""
-    folder = files.path / "tokenizer" if files.layout == "diffusers" else files.path
-    return Tokenizer.from_files(files.tokenizer, folder=folder)
 
 
 def check_fit(files: ModelFiles) -> tuple[Tokenizer, NoiseSchedule]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
-from sfumato.diffusion.catalog import PROFILES, SAMPLERS, check_choice, check_spacing
+from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS, check_choice, check_spacing
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.source import ImageSource
 

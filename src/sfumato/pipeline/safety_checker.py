@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from sfumato.json_files import read_object
+from sfumato.modelfiles.open_model import component_weights, naming
 from sfumato.models.clip_vision import SAFETY_CHECKER, ClipVision, ClipVisionConfig
 from sfumato.nn.empty import empty_modules
-from sfumato.pipeline.model_files import component_weights, naming
 from sfumato.safety.checker import Concepts, SafetyChecker
 from sfumato.weights.checkpoint import open_checkpoint
 from sfumato.weights.mapper import fill, match

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from sfumato.errors import CheckpointError
 from sfumato.models.autoencoder import Autoencoder
-from sfumato.train.autoencoder import AutoencoderTraining
+from sfumato.toml_files import read_config
 from sfumato.train.stages import weights_of_run
-from sfumato.train.toml import read_config
+from sfumato.train.tasks.autoencoder_task import AutoencoderTraining
 from sfumato.train.trainer import CONFIG
 
 _PREFIX = "autoencoder."

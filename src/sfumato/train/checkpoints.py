@@ -23,12 +23,12 @@ from torch import Tensor
 
 from sfumato.errors import CheckpointError
 from sfumato.files import remove_leftovers
-from sfumato.train.shards import read_description, read_shards, write_shards
-from sfumato.train.threads import lone_threads
-from sfumato.train.world import World
+from sfumato.train.distributed.process_group import World
+from sfumato.train.distributed.sharded_checkpoint import read_description, read_shards, write_shards
+from sfumato.train.single_threaded_pool import lone_threads
 from sfumato.weights.checkpoint import open_checkpoint
+from sfumato.weights.mapped_file import TensorInfo
 from sfumato.weights.save import write_safetensors
-from sfumato.weights.stored import TensorInfo
 
 logger = logging.getLogger("sfumato")
 

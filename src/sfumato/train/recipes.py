@@ -12,11 +12,11 @@ from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
-from sfumato.train.autoencoder import AutoencoderLoss, AutoencoderTraining
-from sfumato.train.config import OptimizerConfig, RunConfig
-from sfumato.train.diffusion import DiffusionTraining
-from sfumato.train.noise_levels import NoiseConfig
-from sfumato.train.text import TextTraining
+from sfumato.train.run_config import OptimizerConfig, RunConfig
+from sfumato.train.tasks.autoencoder_task import AutoencoderLoss, AutoencoderTraining
+from sfumato.train.tasks.diffusion_task import DiffusionTraining
+from sfumato.train.tasks.noise_levels import NoiseConfig
+from sfumato.train.tasks.text_task import TextTraining
 
 Training = AutoencoderTraining | TextTraining | DiffusionTraining
 

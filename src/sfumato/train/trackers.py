@@ -12,7 +12,7 @@ from PIL import Image
 
 from sfumato.files import write_text
 from sfumato.runtime import require
-from sfumato.train.config import RunConfig
+from sfumato.train.run_config import RunConfig
 
 
 class Tracker(Protocol):

@@ -21,26 +21,26 @@ from sfumato.errors import InvalidConfig, NumericalError, PeerFailed
 from sfumato.files import write_text
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.runtime import compute_exactly, processor_name
+from sfumato.toml_files import from_values, to_toml, to_values
 from sfumato.train.checkpoints import Checkpoints, Saved, read_checkpoint
-from sfumato.train.config import FREE, RunConfig
-from sfumato.train.draws import Draws
-from sfumato.train.ema import Ema, PowerEma
+from sfumato.train.compute_log import SessionLog
+from sfumato.train.distributed.parallel import LossModule, distributed, prepare, whole
+from sfumato.train.distributed.process_group import World, join_world
+from sfumato.train.inputs.draws import Draws
 from sfumato.train.metrics import METRICS, MetricsLog
-from sfumato.train.optimizer_step import DTYPES as DTYPES
-from sfumato.train.optimizer_step import Batch as Batch
-from sfumato.train.optimizer_step import Stepper, check_device
-from sfumato.train.optimizers import ParameterGroup, build_optimizer
-from sfumato.train.parallel import LossModule, distributed, prepare, whole
-from sfumato.train.posthoc import Snapshots, snapshot_tensors
-from sfumato.train.scaler import LossScaler
-from sfumato.train.sessions import SessionLog
-from sfumato.train.state import TrainState
-from sfumato.train.threads import lone_threads
-from sfumato.train.toml import from_values, to_toml, to_values
+from sfumato.train.optim.ema import Ema, PowerEma
+from sfumato.train.optim.loss_scaler import LossScaler
+from sfumato.train.optim.optimizer_step import DTYPES as DTYPES
+from sfumato.train.optim.optimizer_step import Batch as Batch
+from sfumato.train.optim.optimizer_step import Stepper, check_device
+from sfumato.train.optim.optimizers import ParameterGroup, build_optimizer
+from sfumato.train.optim.posthoc_ema import Snapshots, snapshot_tensors
+from sfumato.train.run_config import FREE, RunConfig
+from sfumato.train.single_threaded_pool import lone_threads
 from sfumato.train.trackers import open_trackers
-from sfumato.train.world import World, join_world
+from sfumato.train.train_state import TrainState
+from sfumato.weights.mapped_file import TensorInfo
 from sfumato.weights.save import write_safetensors
-from sfumato.weights.stored import TensorInfo
 
 logger = logging.getLogger("sfumato")
 

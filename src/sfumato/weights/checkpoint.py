@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sfumato.errors import CheckpointError, InvalidRequest, ModelNotFound, UnsafeCheckpoint
 from sfumato.files import plain_name
+from sfumato.weights.mapped_file import MAX_TENSORS, MappedFile, MappedPages, StoredTensor, TensorInfo
 from sfumato.weights.safetensors_file import bounded_json, read_safetensors
-from sfumato.weights.stored import MAX_TENSORS, MappedFile, MappedPages, StoredTensor, TensorInfo
 from sfumato.weights.torch_file import read_torch_legacy, read_torch_zip
 
 __all__ = ["Checkpoint", "TensorInfo", "find_weights", "open_checkpoint"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError
-from sfumato.nn.stored import STORED, store
+from sfumato.nn.lazy_weights import STORED, store
 
 if TYPE_CHECKING:
     from sfumato.weights.checkpoint import Checkpoint

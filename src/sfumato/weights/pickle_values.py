@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from sfumato.weights.stored import MAX_DIMENSIONS
+from sfumato.weights.mapped_file import MAX_DIMENSIONS
 
 MAX_SIZE = 2**48  # of anything that counts elements
 

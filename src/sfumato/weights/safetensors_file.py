@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from sfumato.errors import CheckpointError, UnsafeCheckpoint
-from sfumato.weights.stored import (
+from sfumato.weights.mapped_file import (
     MAX_DIMENSIONS,
     MAX_NAME_LENGTH,
     MAX_TENSORS,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sfumato.errors import CheckpointError
 from sfumato.files import atomic_write
+from sfumato.weights.mapped_file import ALIGNMENT, TensorInfo
 from sfumato.weights.safetensors_file import DTYPES
-from sfumato.weights.stored import ALIGNMENT, TensorInfo
 
 _LENGTH = "<Q"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

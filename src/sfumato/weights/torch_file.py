@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sfumato.errors import CheckpointError, UnsafeCheckpoint
+from sfumato.weights.mapped_file import MAX_NAME_LENGTH, MAX_TENSORS, MappedFile, StoredTensor, TensorInfo
 from sfumato.weights.pickle_machine import MAX_PICKLE_BYTES, PickleMachine
 from sfumato.weights.pickle_values import Name, StorageRef, TensorRef
-from sfumato.weights.stored import MAX_NAME_LENGTH, MAX_TENSORS, MappedFile, StoredTensor, TensorInfo
 from sfumato.weights.zip_index import ZipEntry, read_zip_index
 
 MAX_DEPTH = 32

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from sfumato.errors import CheckpointError, UnsafeCheckpoint
-from sfumato.weights.stored import MappedFile
+from sfumato.weights.mapped_file import MappedFile
 
 MAX_ENTRIES = 50_000
 MAX_ENTRY_NAME = 1024

@@ -1,5 +1,5 @@
 """Writes peers.json and peers.npz: what pytorch-fid, torch-fidelity, clean-fid, torchmetrics, clip-mmd, transformers,
-HPSv2 and efficientnet_lite_pytorch say of the inputs in tests/evaluation_inputs.py. `make peers` makes their
+HPSv2 and efficientnet_lite_pytorch say of the inputs in tests/support/evaluation_inputs.py. `make peers` makes their
 environment.
 
 With `--check` it writes nothing, and fails where a number differs from the recorded one by more than 1e-6 relative.
@@ -21,7 +21,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
-import evaluation_inputs as inputs  # noqa: E402
+from support import evaluation_inputs as inputs  # noqa: E402
 
 
 def state(network: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -18,12 +18,12 @@ from torch import nn
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import Pixels, picture_to_tensor, psnr
 from sfumato.pipeline.field_text import FIELDS, field_value
-from sfumato.pipeline.load import load_pipeline
+from sfumato.pipeline.load_pipeline import load_pipeline
 from sfumato.pipeline.presets import PRESET, with_preset
 from sfumato.pipeline.request import Request
-from sfumato.report.evaluation.painting import load_for_evaluation
 from sfumato.report.evaluation.reference import read_folder
-from sfumato.report.features.clip import SPACE, ClipFeatures
+from sfumato.report.evaluation.run_pictures import load_for_evaluation
+from sfumato.report.features.clip_features import SPACE, ClipFeatures
 from sfumato.report.metrics.agreement import cosines
 from sfumato.report.metrics.structure import ssim
 

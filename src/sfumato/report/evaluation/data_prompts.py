@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sfumato.data.emoji import evenly, open_emoji
-from sfumato.data.opening import open_dataset
+from sfumato.data.counter_rng import Stream
+from sfumato.data.open_dataset import open_dataset
 from sfumato.data.samples import Dataset
-from sfumato.data.scenes import SceneSet
-from sfumato.data.streams import Stream
 from sfumato.errors import InvalidRequest
 from sfumato.files import plain_name
 from sfumato.pictures.pixels import Pixels
 from sfumato.pipeline.saving import save_picture
-from sfumato.report.evaluation.prompts import Prompt, PromptList, pinned
-from sfumato.train.pocket import MIX, STYLES
+from sfumato.pocket.emoji import evenly, open_emoji
+from sfumato.pocket.scenes import SceneSet
+from sfumato.pocket.training import MIX, STYLES
+from sfumato.report.evaluation.prompt_list import Prompt, PromptList, pinned
 
 
 def held_out_scenes(folder: Path, count: int, seed: int) -> SceneSet:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sfumato.report.evaluation.painting import Shard, load_for_evaluation, paint
-from sfumato.report.evaluation.plan import read_run
+from sfumato.report.evaluation.evaluation_plan import read_run
+from sfumato.report.evaluation.run_pictures import Shard, load_for_evaluation, paint
 from sfumato.runtime import require
 
 

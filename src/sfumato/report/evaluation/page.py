@@ -15,12 +15,12 @@ from PIL import Image
 
 from sfumato.errors import MissingExtra
 from sfumato.files import write_text
-from sfumato.pictures.opening import open_picture
+from sfumato.pictures.untrusted_pictures import open_picture
 from sfumato.report.evaluation.curves import drawable, table
-from sfumato.report.evaluation.painting import picture_path
-from sfumato.report.evaluation.plan import Plan, read_run
+from sfumato.report.evaluation.evaluation_plan import Plan, read_run
 from sfumato.report.evaluation.plotting import plot
-from sfumato.report.evaluation.prompts import PromptList
+from sfumato.report.evaluation.prompt_list import PromptList
+from sfumato.report.evaluation.run_pictures import picture_path
 from sfumato.report.evaluation.scoring import read_scores
 
 _THUMBNAIL = 160  # pixels: a picture in a sheet

@@ -10,7 +10,7 @@ from typing import Any
 from sfumato.errors import InvalidRequest
 from sfumato.files import write_bytes
 from sfumato.report.evaluation.curves import AGREEMENT, choose_distance, curves, ordered, title
-from sfumato.report.evaluation.published import published_curves
+from sfumato.report.evaluation.published_curves import published_curves
 from sfumato.runtime import require
 
 FORMATS = (".svg", ".png", ".pdf")

@@ -12,11 +12,11 @@ import numpy as np
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.contact_sheet import contact_sheet
 from sfumato.pictures.pixels import Pixels
-from sfumato.pipeline.generate import Pipeline
+from sfumato.pipeline.pipeline import Pipeline
 from sfumato.pipeline.presets import PRESETS, with_preset
 from sfumato.report.evaluation.comparing import compare
-from sfumato.report.features.clip import SPACE as CLIP
-from sfumato.report.features.clip import ClipFeatures
+from sfumato.report.features.clip_features import SPACE as CLIP
+from sfumato.report.features.clip_features import ClipFeatures
 from sfumato.report.features.network import Network
 from sfumato.report.metrics.agreement import cosines
 from sfumato.report.metrics.frechet import Gaussian, frechet_distance

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from sfumato.errors import InvalidConfig, InvalidRequest
-from sfumato.train.toml import read_config
+from sfumato.toml_files import read_config
 
 _FOLDER = Path(__file__).parent / "data"
 

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sfumato.errors import InvalidRequest
-from sfumato.pictures.opening import open_picture, read_bounded
 from sfumato.pictures.pixels import Pixels
+from sfumato.pictures.untrusted_pictures import open_picture, read_bounded
 from sfumato.report.evaluation.feature_cache import pictures_sha256
 from sfumato.report.metrics.frechet import Gaussian
 

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from sfumato.errors import InvalidRequest
 from sfumato.files import write_text
+from sfumato.report.evaluation.evaluation_plan import Plan, read_run
 from sfumato.report.evaluation.feature_cache import cached_features
-from sfumato.report.evaluation.painting import conditions, read_pictures, seconds
-from sfumato.report.evaluation.plan import Plan, read_run
-from sfumato.report.evaluation.prompts import PromptList
+from sfumato.report.evaluation.prompt_list import PromptList
 from sfumato.report.evaluation.reference import Reference
-from sfumato.report.features.clip import SPACE as CLIP
-from sfumato.report.features.clip import ClipFeatures
+from sfumato.report.evaluation.run_pictures import conditions, read_pictures, seconds
+from sfumato.report.features.clip_features import SPACE as CLIP
+from sfumato.report.features.clip_features import ClipFeatures
 from sfumato.report.features.network import Features, Network
 from sfumato.report.features.preference import Preference
 from sfumato.report.metrics.agreement import cosines

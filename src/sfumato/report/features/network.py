@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sfumato.modelfiles.library_index import model_hash
 from sfumato.pictures.pixels import Pixels
-from sfumato.weights.registry import model_hash
 
 Features = Mapping[str, NDArray[np.float32]]
 """Rows (N, D), one a picture, for each space of a network."""

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sfumato.caption_retrieval import Prepare, Retriever
+from sfumato.modelfiles.open_model import V1
 from sfumato.models.clip import ClipConfig
 from sfumato.models.open_clip import VIT_H_14, load_open_clip
 from sfumato.pictures.pixels import Pixels
-from sfumato.pipeline.model_files import V1
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.report.features.network import Features, identity
 from sfumato.report.metrics.agreement import cosines
 from sfumato.report.metrics.feature_sets import Floats
-from sfumato.retrieval import Prepare, Retriever
 from sfumato.safety.checker import MEAN, STD, preprocess
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.report.features.clip import ClipFeatures
+from sfumato.report.features.clip_features import ClipFeatures
 from sfumato.report.probes.lists import Neutral
 
 Counts = dict[str, dict[str, dict[str, int]]]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.errors import InvalidRequest
-from sfumato.report.evaluation.prompts import Prompt
+from sfumato.report.evaluation.prompt_list import Prompt
 from sfumato.report.evaluation.scoring import Settings
 from sfumato.report.metrics.bootstrap import Estimate, estimate
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.data.scenes import BACKGROUNDS
 from sfumato.pictures.pixels import Pixels
-from sfumato.report.features.clip import ClipFeatures
+from sfumato.pocket.scenes import BACKGROUNDS
+from sfumato.report.features.clip_features import ClipFeatures
 
 Truth = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.errors import InvalidRequest
-from sfumato.report.evaluation.prompts import Prompt, PromptList, pinned
+from sfumato.report.evaluation.prompt_list import Prompt, PromptList, pinned
 
 _FOLDER = Path(__file__).parent / "data"
 LANGUAGES = "languages"

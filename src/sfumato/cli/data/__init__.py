@@ -1,0 +1,1 @@
+"""`sfumato data` and its commands."""

@@ -1,0 +1,1 @@
+"""`sfumato evaluate` and its commands."""

@@ -1,0 +1,1 @@
+"""Commands about models: the library, convert, inspect, card."""

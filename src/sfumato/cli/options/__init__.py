@@ -1,0 +1,1 @@
+"""Flags, settings files and the environment: where a command gets its values from."""

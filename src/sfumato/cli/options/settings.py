@@ -1,0 +1,240 @@
+"""Where settings come from: flags, then `SFUMATO_…` in the environment, then `sfumato.toml`, then the user's config."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfumato.cli.options.flags import SAFETY_POLICIES, Given, SafetyPolicy
+from sfumato.cli.terminal.output_lines import write_note
+from sfumato.diffusion.sampler_info import check_choice
+from sfumato.engines.names import ENGINES, MEMORY_MODES, TILINGS
+from sfumato.errors import InvalidConfig, InvalidRequest
+from sfumato.pipeline.field_text import FIELDS, field_value
+from sfumato.pipeline.presets import PRESET, gives_up, with_preset
+from sfumato.pipeline.request import Request
+from sfumato.runtime import logger
+
+FILE_NAME = "sfumato.toml"
+ENVIRONMENT = "SFUMATO_"
+MAX_BYTES = 2**20
+MAX_BATCH = 1024
+
+_SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+_OWN_TO_A_PICTURE = ("prompt", "init_image", "mask")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """How a model is loaded and its pictures are handed out: what isn't in a `Request`."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    engine: str = "auto"
+    memory: str = "auto"
+    vae_tiling: str | None = None
+    variant: str | None = None
+    revision: str | None = None
+    ema: bool = True
+    batch_size: int | None = None
+    deterministic: bool = False
+    offline: bool = False
+    safety: SafetyPolicy = "flag"
+    watermark: bool = True
+    out: str = "pictures"
+    format: str = "png"
+
+    def __post_init__(self) -> None:
+        for field, kind in _RUN_TYPES.items():
+            value = getattr(self, field)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise InvalidRequest(f"{field} {value!r} must be {_KIND_NAMES[kind]}", field=field)
+        if self.batch_size is not None and not 1 <= self.batch_size <= MAX_BATCH:
+            raise InvalidRequest(
+                f"batch_size {self.batch_size} must be a whole number from 1 to {MAX_BATCH}", field="batch_size"
+            )
+        check_choice("engine", self.engine, ENGINES)
+        check_choice("memory", self.memory, MEMORY_MODES)
+        if self.vae_tiling is not None:
+            check_choice("vae_tiling", self.vae_tiling, TILINGS)
+        check_choice("safety", self.safety, SAFETY_POLICIES)
+
+
+_RUN_TYPES: Mapping[str, Any] = {
+    "device": str,
+    "dtype": str,
+    "engine": str,
+    "memory": str,
+    "vae_tiling": str | None,
+    "variant": str | None,
+    "revision": str | None,
+    "ema": bool,
+    "batch_size": int | None,
+    "deterministic": bool,
+    "offline": bool,
+    "safety": str,
+    "watermark": bool,
+    "out": str,
+    "format": str,
+}
+_KIND_NAMES: Mapping[Any, str] = {
+    str: "text",
+    str | None: "text",
+    bool: "true or false",
+    int | None: "a whole number",
+}
+
+KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), PRESET, *_RUN_TYPES)
+"""What the environment and the files may set."""
+
+# Names in the environment that others than the settings read.
+_READ_ELSEWHERE = frozenset({"SFUMATO_HOME", "SFUMATO_MODEL_PATH", "SFUMATO_NO_KERNELS"})
+_BENCHMARKS = "SFUMATO_BENCH_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every value that was set somewhere, and where: a flag's origin is "", others' a name for error messages."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+
+    def request(self, prompt: str, **changes: Any) -> Request:
+        """A request of these settings. `InvalidRequest` says where a wrong value was set, unless by a flag."""
+        fields = {name: value for name, value in self.values.items() if name in FIELDS}
+        with_changes = {"prompt": prompt, **fields, **changes}
+        with _naming_origin(self.origins):
+            return Request(**with_changes)
+
+    def note_preset(self, requests: Sequence[Request]) -> None:
+        """One line on stderr: what these requests give up for the preset that was chosen."""
+        given_up = list(dict.fromkeys(gives_up(request) for request in requests))
+        if PRESET in self.values and given_up and given_up[0]:
+            others = " (of the first picture)" if len(given_up) > 1 else ""
+            write_note(f"preset {self.values[PRESET]}{others}: {given_up[0]}; near the exact picture, not the same")
+
+    def run(self) -> RunSettings:
+        """The settings that aren't a request's."""
+        values = {name: value for name, value in self.values.items() if name in _RUN_TYPES}
+        with _naming_origin(self.origins):
+            return RunSettings(**values)
+
+
+@contextmanager
+def _naming_origin(origins: Mapping[str, str]) -> Iterator[None]:
+    """A refusal inside says where the value was set, unless by a flag."""
+    try:
+        yield
+    except InvalidRequest as error:
+        origin = origins.get(error.field or "")
+        if not origin:
+            raise
+        raise InvalidRequest(f"{error} (set in {origin})", field=error.field) from error
+
+
+def read_settings(
+    given: Given, *, environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Settings:
+    """Everything that was set, the strongest source winning value by value.
+
+    `given` are flags as text; input pictures among them are opened and checked. A preset counts where it was set: it
+    wins over what stronger sources don't name, and loses to the values beside it. Raises `InvalidRequest`, or
+    `InvalidConfig` naming the file and the key.
+    """
+    environment = os.environ if environment is None else environment
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        *((str(path), _read_file(path)) for path in reversed(tuple(_files(environment, folder or Path.cwd())))),
+        ("the environment", _from_environment(environment)),
+        ("", {name: _value(name, text) for name, text in given.items()}),
+    ]
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        origins |= {name: f"{ENVIRONMENT}{name.upper()}" if origin == "the environment" else origin for name in layer}
+        with _naming_origin(origins):
+            expanded = with_preset(layer)
+        origins |= dict.fromkeys(expanded.keys() - layer.keys(), origins.get(PRESET, ""))
+        values |= {**layer, **expanded}
+    return Settings(values=values, origins=origins)
+
+
+def user_file(environment: Mapping[str, str]) -> Path:
+    """The user's own settings, in the place the XDG convention (on Windows, `APPDATA`) gives them."""
+    home = environment.get("XDG_CONFIG_HOME") or environment.get("APPDATA")
+    return (Path(home) if home else Path.home() / ".config") / "sfumato" / "config.toml"
+
+
+def _files(environment: Mapping[str, str], folder: Path) -> Iterator[Path]:
+    """The nearest `sfumato.toml` upwards of `folder`, then the user's; those that are there."""
+    project = next((parent / FILE_NAME for parent in (folder, *folder.parents) if (parent / FILE_NAME).is_file()), None)
+    if project is not None:
+        yield project
+    if (user := user_file(environment)).is_file():
+        yield user
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            values = tomllib.loads(file.read(MAX_BYTES).decode())
+    except OSError as error:
+        raise InvalidConfig(f"{path} can't be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidConfig(f"{path} is not TOML: {error}") from error
+    for name in values:
+        try:
+            check_choice("the setting", name, KEYS)
+        except InvalidRequest as error:
+            raise InvalidConfig(f"{path}: {error}") from error
+    return {name: _value(name, value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def unknown_names(environment: Mapping[str, str]) -> Mapping[str, str | None]:
+    """Names there that look like settings and are none, each with the setting it may have been meant for."""
+    known = {ENVIRONMENT + name.upper() for name in KEYS} | _READ_ELSEWHERE
+    unknown = [name for name in sorted(environment) if name.startswith(ENVIRONMENT) and name not in known]
+    return {
+        name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None)
+        for name in unknown
+        if not name.startswith(_BENCHMARKS)
+    }
+
+
+def _from_environment(environment: Mapping[str, str]) -> Mapping[str, Any]:
+    """What is set there. A name that is none is told, and not an error: it may be another version's."""
+    for name, near in unknown_names(environment).items():
+        logger.warning("%s is no setting%s", name, f": did you mean {near}?" if near else ", and not used")
+    texts = {name: environment.get(ENVIRONMENT + name.upper()) for name in KEYS}
+    return {name: _value(name, text) for name, text in texts.items() if text}
+
+
+def _value(name: str, text: str) -> Any:
+    if name == "seed" and text.strip().lower() == "random":
+        import secrets
+
+        return secrets.randbelow(2**32)
+    if name in FIELDS:
+        return field_value(name, text)
+    return _READERS.get(_RUN_TYPES.get(name), str)(text)
+
+
+def _switch(text: str) -> bool | str:
+    return _SWITCHES.get(text.strip().lower(), text)
+
+
+def _whole(text: str) -> int | str:
+    """What is no number stays text, for `RunSettings` to refuse with its own message."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+_READERS: Mapping[Any, Callable[[str], Any]] = {bool: _switch, int | None: _whole}

@@ -1,0 +1,1 @@
+"""What a command writes: lines, a progress bar, pictures."""

@@ -1,0 +1,1 @@
+"""`sfumato train` and its commands."""

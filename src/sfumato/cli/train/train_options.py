@@ -1,0 +1,181 @@
+"""The arguments and options that the training commands share."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from sfumato.cli.terminal.output_lines import write_line
+from sfumato.diffusion.sampler_info import check_choice
+from sfumato.errors import InvalidConfig, InvalidRequest
+
+T = TypeVar("T")
+
+_RUN, _BEFORE = "Run", "Before the run"
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="CONFIG.toml", help="Options. A run that goes on has its own.", show_default=False),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(metavar="RUN|MODEL", help="First weights.", rich_help_panel=_RUN, show_default=False),
+]
+TokenizerOf = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="MODEL",
+        help="A model, or a folder with vocab.json and merges.txt. [dim]\\[v1's][/dim]",
+        rich_help_panel=_RUN,
+        show_default=False,
+    ),
+]
+PrintConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--print-config",
+        metavar="NAME",
+        help="Write a config to begin with: v1, small; of clip, retriever too.",
+        rich_help_panel=_BEFORE,
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a run is conducted, whatever it trains."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures with captions, WebDataset shards, or the emoji set's shards.",
+            rich_help_panel=_RUN,
+            show_default=False,
+        ),
+    ] = None
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Its folder.", rich_help_panel=_RUN)] = Path(
+        "run"
+    )
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Stop after so many, with a checkpoint.",
+            rich_help_panel=_RUN,
+            show_default=False,
+            min=0.0,
+        ),
+    ] = None
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N, mps.", rich_help_panel=_RUN)] = (
+        "auto"
+    )
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Of the CPU. [dim]\\[torch's][/dim]", rich_help_panel=_RUN, show_default=False, min=1
+        ),
+    ] = None
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="One JSON document on stdout.", rich_help_panel=_RUN)
+    ] = False
+
+    def again(self, command: str) -> str:
+        """The command line that goes on with the run."""
+        words = ["sfumato", "train", *command.split(), "--data", str(self.data), "--out", str(self.out)]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRunOptions:
+    """What is known of the machines that a run is planned for."""
+
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", metavar="", help="Say what it would take, and train nothing.", rich_help_panel=_BEFORE
+        ),
+    ] = False
+    images_per_second: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Of a device. [dim]\\[measured here, if the model is small][/dim]",
+            rich_help_panel=_BEFORE,
+            show_default=False,
+            min=1e-9,
+        ),
+    ] = None
+    devices: Annotated[int, typer.Option(metavar="N", help="How many.", rich_help_panel=_BEFORE, min=1)] = 1
+    price: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="A device and hour.", rich_help_panel=_BEFORE, show_default=False, min=0.0),
+    ] = None
+    hardware: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Device, as 'A100 SXM4 40GB'.", rich_help_panel=_BEFORE, show_default=False),
+    ] = None
+    watts: Annotated[
+        float | None,
+        typer.Option(metavar="W", help="A device's power.", rich_help_panel=_BEFORE, show_default=False),
+    ] = None
+    region: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Its grid, as aws/us-east-1.", rich_help_panel=_BEFORE, show_default=False),
+    ] = None
+    intensity: Annotated[
+        float | None,
+        typer.Option(
+            metavar="KG", help="The grid's kg CO2eq a kWh, if known.", rich_help_panel=_BEFORE, show_default=False
+        ),
+    ] = None
+    pue: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Energy of the data centre over its computers'.",
+            rich_help_panel=_BEFORE,
+            show_default=False,
+        ),
+    ] = None
+
+
+def chosen_preset(presets: Mapping[str, T], name: str) -> T:
+    """The config of that name."""
+    check_choice("print-config", name, tuple(presets))
+    return presets[name]
+
+
+def write_config(config: object) -> None:
+    """The config with the documentation of every option, on stdout."""
+    from sfumato.toml_files import to_toml
+
+    for line in to_toml(config).rstrip().split("\n"):
+        write_line(line)
+
+
+def given_config(kind: type[T], file: Path | None, out: Path, command: str) -> T:
+    """The config in the file, or the one that the run in `out` was begun with."""
+    from sfumato.toml_files import read_config
+    from sfumato.train.trainer import CONFIG
+
+    if file is None and not (out / CONFIG).is_file():
+        raise InvalidConfig(
+            f"no CONFIG.toml was given, and {out} has none: write one with "
+            f"`sfumato train {command} --print-config small`"
+        )
+    return read_config(kind, file or out / CONFIG)
+
+
+def needed_data(data: Path | None) -> Path:
+    """The folder to learn from."""
+    if data is None:
+        raise InvalidRequest("there is nothing to learn from: give --data FOLDER with pictures and captions, or shards")
+    return data

@@ -1,0 +1,206 @@
+"""`sfumato train recipe`: how a published model was made, as a graph of stages that can be run one by one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato.cli.options.option_groups import with_options
+from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json, write_line, write_note
+from sfumato.cli.train.train_options import DryRunOptions, RunOptions
+from sfumato.diffusion.sampler_info import check_choice
+from sfumato.errors import Cancelled, InvalidRequest, PeerFailed
+
+if TYPE_CHECKING:
+    from sfumato.train.recipes import Stage
+
+NAMES = ("v1-1", "v1-2", "v1-3", "v1-4", "pocket", "pocket-gpu", "pocket-gpu-again")
+ALL = "all"
+_ENCODED_ON_GPU = 196_608  # scenes, that many more than on a CPU, which sees fewer of them
+
+
+@with_options(options=RunOptions, planned=DryRunOptions)
+def recipe(
+    options: RunOptions,
+    planned: DryRunOptions,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="v1-1 to v1-4, pocket, pocket-gpu or pocket-gpu-again.", show_default=False
+        ),
+    ],
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Run this one, in RUN/NAME; all: pocket's, as far as --minutes go, and RUN/model.",
+            rich_help_panel="Run",
+            show_default=False,
+        ),
+    ] = None,
+    autoencoder: Annotated[
+        str | None,
+        typer.Option("--autoencoder", "-a", metavar="MODEL", rich_help_panel="Run", show_default=False),
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option("--text-encoder", metavar="MODEL", rich_help_panel="Run", show_default=False),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Go on from this model's folder: pocket's later stages need nothing else then.",
+            rich_help_panel="Run",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show a recipe's stages, or run one: it starts from the averaged weights of the stage before.
+
+    sfumato train recipe v1-4
+    sfumato train recipe v1-1 --stage v1-1-256 --data laion --out runs --autoencoder v1-4 --text-encoder v1-4
+    """
+    check_choice("recipe", name, NAMES)
+    stages = _stages(name)
+    pocket = name.startswith("pocket")
+    if start is not None and not (pocket and stage):
+        raise InvalidRequest(f"--start {start} is for stages of pocket: give --stage, or of v1 train the one before")
+    if stage is not None:
+        check_choice("stage", stage, (*stages, ALL) if pocket else tuple(stages))
+        if pocket and not planned.dry_run:
+            _run_pocket(name, stage, options, start)
+        else:
+            _run(stages, stage, options, planned, autoencoder, text_encoder)
+    elif planned.dry_run:
+        from sfumato.cli.train.train_dry_run import write_recipe_forecast
+
+        write_recipe_forecast(name, stages, planned, options)
+    elif options.as_json:
+        write_json({"recipe": name, "stages": [_document(key, value) for key, value in stages.items()]})
+    else:
+        _write_table(stages)
+
+
+def _stages(name: str) -> Mapping[str, Stage]:
+    """Those that lead to v1-N, or all of another recipe's."""
+    from sfumato.train.recipes import RECIPES, V1, lineage
+
+    return RECIPES[name] if name in RECIPES else {key: V1[key] for key in lineage(V1, name)}
+
+
+def _document(name: str, stage: Stage) -> dict[str, object]:
+    run = stage.training.run
+    return {
+        "stage": name,
+        "from": stage.start,
+        "steps": run.steps,
+        "batch": run.batch,
+        "samples": stage.samples,
+        "resolution": stage.resolution,
+        "data": stage.data,
+    }
+
+
+def _write_table(stages: Mapping[str, Stage]) -> None:
+    listed = table("stage", "from", "steps", "batch", "samples", "pixels", "data")
+    for name, stage in stages.items():
+        run = stage.training.run
+        listed.add_row(
+            literal(name, "bold cyan"),
+            literal(stage.start or "scratch"),
+            f"{run.steps:,}",
+            f"{run.batch:,}",
+            f"{stage.samples:,}",
+            str(stage.resolution),
+            literal(stage.data),
+        )
+    stdout_console().print(listed)
+
+
+def _run(
+    stages: Mapping[str, Stage],
+    name: str,
+    options: RunOptions,
+    planned: DryRunOptions,
+    autoencoder: str | None,
+    text_encoder: str | None,
+) -> None:
+    from sfumato.cli.train.train_dry_run import write_stage_forecast
+    from sfumato.cli.train.train_tasks import DiffusionParts, train_diffusion
+    from sfumato.train.checkpoints import Checkpoints
+    from sfumato.train.tasks.diffusion_task import DiffusionTraining
+    from sfumato.train.trainer import CHECKPOINTS
+
+    stage = stages[name]
+    if planned.dry_run:
+        write_stage_forecast(stage.training, planned, options)
+        return
+    if options.data is None:
+        raise InvalidRequest(f"stage {name} is trained on {stage.data}, which is not part of this program: give --data")
+    assert isinstance(stage.training, DiffusionTraining)
+    start = None if stage.start is None else options.out / stage.start
+    if start is not None and not Checkpoints(start / CHECKPOINTS, keep=1).any():
+        raise InvalidRequest(
+            f"stage {name} starts from {stage.start}, and {start} holds no run of it: train that first, with "
+            f"--stage {stage.start}"
+        )
+    own = replace(options, out=options.out / name)
+    before = None if start is None else str(start)
+    parts = DiffusionParts(autoencoder=autoencoder, text_encoder=text_encoder, tokenizer=None, start=before)
+    train_diffusion(stage.training, options.data, own, parts)
+
+
+def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | None) -> None:
+    """Stages of pocket, which finds its data, words and latents below `options.out` itself."""
+    from sfumato.cli.models.autoencoders import PUBLISHED
+    from sfumato.cli.train.train_parts import write_card_of_run
+    from sfumato.cli.train.train_progress import is_first_process, training_progress
+    from sfumato.cli.train.train_tasks import prepare
+    from sfumato.modelfiles.model_library import resolve
+    from sfumato.pocket.training import Pocket
+    from sfumato.runtime import resolve_device
+    from sfumato.train.recipes import RECIPES, SHARES
+    from sfumato.train.trainer import stopping_on_signals
+
+    if options.data is None:
+        raise InvalidRequest("pocket is trained on the emoji set: give its shards' folder as --data")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        refusal = f"{recipe_name} draws and encodes its pictures in one process: start it without torchrun"
+        raise InvalidRequest(refusal) if is_first_process() else PeerFailed(refusal)
+    cancellation = prepare(options)
+    shares = SHARES.get(recipe_name)
+    with stopping_on_signals(cancellation), training_progress() as on_progress:
+        pocket = Pocket(
+            emoji=options.data,
+            folder=options.out,
+            start=None if start is None else resolve(start).path,
+            recipe=RECIPES[recipe_name],
+            device=resolve_device(options.device),
+            processes=1 if shares is None else os.cpu_count() or 1,
+            encoded=Pocket.encoded if shares is None else _ENCODED_ON_GPU,
+            cancellation=cancellation,
+            on_progress=on_progress,
+        )
+        finished = False
+        with suppress(Cancelled):  # while pictures are drawn or encoded; between steps it ends without
+            if stage == ALL:
+                finished = pocket.train_all(minutes=options.minutes, shares=shares)
+            else:
+                finished = pocket.train(stage, minutes=options.minutes).finished
+    if stage == ALL and pocket.paints:
+        run = pocket.export(options.out / PUBLISHED, overwrite=True)
+        write_card_of_run(run, options.out / PUBLISHED)
+    if not finished:
+        again = (
+            f"go on with: sfumato train recipe {recipe_name} --stage {stage} --data {options.data} --out {options.out}"
+        )
+        if cancellation.requested:
+            raise Cancelled(f"stopped before the end; {again}")
+        write_note(f"the time is over before the end, with a checkpoint; {again}")
+    write_line(str(options.out / (stage if stage != ALL else PUBLISHED if pocket.paints else "")))

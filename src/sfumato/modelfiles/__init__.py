@@ -1,0 +1,1 @@
+"""A model on disk: found by name, opened, converted, published, kept warm, identified."""

@@ -1,0 +1,314 @@
+"""A model as it lies on disk, in either layout: its parts with their configs, matched name by name, not yet read.
+
+Loading, converting and inspecting all start from `open_model`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from sfumato.errors import CheckpointError, InvalidConfig, ModelNotFound
+from sfumato.json_files import parse_object, read_object, read_text
+from sfumato.models import autoencoder, clip_text, compvis, unet
+from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
+from sfumato.models.clip_text import ClipText, ClipTextConfig
+from sfumato.models.diffusers_folder import GUIDANCE_ENTRY
+from sfumato.models.unet import UNet, UNetConfig
+from sfumato.nn.empty import empty_modules
+from sfumato.prompt.tokenizer import TOKENIZER_FILES, Tokenizer
+from sfumato.weights.checkpoint import Checkpoint, find_weights, open_checkpoint
+from sfumato.weights.mapper import Entry, Layout, match
+
+logger = logging.getLogger("sfumato")
+
+# The published v1 tokenizer and configs: what a single file of v1 leaves out.
+V1 = Path(__file__).parents[1] / "assets" / "v1"
+# Where a single file that we write says what its shapes don't.
+METADATA_KEY = "sfumato.model"
+# "false" there: its makers say that it needs no safety checker. A folder says so in `model_index.json`.
+CHECKER_KEY = "sfumato.requires_safety_checker"
+# The guidance scale its makers recommend; in a folder `_guidance_scale` of `model_index.json`.
+GUIDANCE_KEY = "sfumato.guidance_scale"
+# What the name of a folder's other files (`….fp16.safetensors`) says of the numbers in them.
+VARIANTS: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16"}
+
+LayoutName = Literal["diffusers", "compvis"]
+Module = TypeVar("Module", UNet, Autoencoder, ClipText)
+Config = TypeVar("Config", UNetConfig, AutoencoderConfig, ClipTextConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(Generic[Module]):
+    """One network of a model: its module without numbers (on the `meta` device), and where the numbers are."""
+
+    module: Module
+    entries: tuple[Entry, ...]
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """The parts of a model, its tokenizer's files by name, its scheduler's JSON, and its safety checker's folder.
+
+    `requires_safety_checker` is false where its makers say so; `guidance_scale` is what they recommend. `ema`
+    says whether the UNet's numbers are the moving average of a file that holds the last step too.
+    """
+
+    path: Path
+    layout: LayoutName
+    unet: Part[UNet]
+    vae: Part[Autoencoder]
+    text_encoder: Part[ClipText]
+    tokenizer: Mapping[str, str] = field(repr=False)
+    scheduler: Mapping[str, Any]
+    safety_checker: Path | None = None
+    requires_safety_checker: bool = True
+    guidance_scale: float | None = None
+    ema: bool = False
+
+    @property
+    def parts(self) -> Mapping[str, Part[Any]]:
+        """The networks by the names of the diffusers layout's folders."""
+        return {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+
+
+@contextmanager
+def open_model(
+    path: Path, *, vae: Path | None = None, ema: bool = True, variant: str | None = None
+) -> Iterator[ModelFiles]:
+    """Open a diffusers folder or a single file, told apart by what they are.
+
+    `vae` puts another autoencoder in the place of the model's own. `ema` takes the moving average of a single file that
+    holds both it and the last step. `variant` "fp16" prefers a folder's half-precision files. Raises `ModelNotFound`,
+    `CheckpointError` (with the tensor's name) or `InvalidConfig`.
+    """
+    with ExitStack() as stack:
+        yield (_open_folder if path.is_dir() else _open_file)(path, vae, ema, variant, stack)
+
+
+def _open_folder(path: Path, vae: Path | None, ema: bool, variant: str | None, stack: ExitStack) -> ModelFiles:
+    if not (path / "unet").is_dir():
+        raise ModelNotFound(f"{path} is not a model: a diffusers folder has unet/, vae/, text_encoder/ and tokenizer/")
+
+    def part(name: str, module: Callable[[Any], Module], config: Any, layout: Layout) -> Part[Module]:
+        published = _read_config(path / name, config)
+        checkpoint = stack.enter_context(open_checkpoint(component_weights(path / name, variant)))
+        return _part(module(published), layout, checkpoint)
+
+    checker, index_file = path / "safety_checker", path / "model_index.json"
+    index = read_object(index_file) if index_file.is_file() else {}
+    with empty_modules():
+        return ModelFiles(
+            path=path,
+            layout="diffusers",
+            unet=part("unet", UNet, UNetConfig, unet.DIFFUSERS),
+            vae=_other_autoencoder(vae, stack)
+            if vae
+            else part("vae", Autoencoder, AutoencoderConfig, autoencoder.DIFFUSERS),
+            text_encoder=part("text_encoder", ClipText, ClipTextConfig, clip_text.DIFFUSERS),
+            tokenizer=_read_tokenizer(path / "tokenizer"),
+            scheduler=read_object(path / "scheduler" / "scheduler_config.json"),
+            safety_checker=checker if (checker / "config.json").is_file() and _has_weights(checker) else None,
+            requires_safety_checker=index.get("requires_safety_checker") is not False,
+            guidance_scale=_guidance_scale(index.get(GUIDANCE_ENTRY), index_file),
+        )
+
+
+def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, stack: ExitStack) -> ModelFiles:
+    checkpoint = stack.enter_context(open_checkpoint(path))
+    _warn_of_strangers(checkpoint)
+    described = _described(checkpoint)
+    with naming(path):
+        unet_config, vae_config, text_config = _configs(checkpoint, described, with_vae=vae is None)
+        averaged = ema and compvis.has_ema(checkpoint.tensors)
+        with empty_modules():
+            return ModelFiles(
+                path=path,
+                layout="compvis",
+                unet=_part(
+                    UNet(unet_config),
+                    compvis.unet_layout(unet_config, ema=averaged),
+                    checkpoint,
+                    within=None if averaged else compvis.UNET,  # the averages' prefix is not theirs alone
+                ),
+                vae=_other_autoencoder(vae, stack)
+                if vae
+                else _part(
+                    Autoencoder(vae_config),
+                    compvis.autoencoder_layout(vae_config),
+                    checkpoint,
+                    within=compvis.AUTOENCODER,
+                ),
+                text_encoder=_part(
+                    ClipText(text_config), compvis.text_layout(), checkpoint, within=compvis.TEXT_ENCODER
+                ),
+                tokenizer=described["tokenizer"] if described else published_v1()[0],
+                scheduler=described["scheduler"] if described else published_v1()[1],
+                requires_safety_checker=checkpoint.metadata.get(CHECKER_KEY) != "false",
+                guidance_scale=_guidance_scale(checkpoint.metadata.get(GUIDANCE_KEY), path),
+                ema=averaged,
+            )
+
+
+def _guidance_scale(written: object, where: Path) -> float | None:
+    """A recommended scale, as a number or its text. `InvalidConfig` for anything else."""
+    if written is None:
+        return None
+    try:
+        scale = float(written)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        scale = -1.0
+    if isinstance(written, bool) or not 0.0 <= scale <= 1000.0:
+        raise InvalidConfig(f"{where}: the guidance scale {written!r:.60} is no number from 0 to 1000")
+    return scale
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's path before errors about its content that don't have it."""
+    try:
+        yield
+    except (CheckpointError, InvalidConfig) as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _read_config(folder: Path, config: type[Config]) -> Config:
+    path = folder / "config.json"
+    values = read_object(path)
+    with naming(path):
+        return config.from_published(values)
+
+
+def _configs(
+    checkpoint: Checkpoint, described: Mapping[str, Any] | None, *, with_vae: bool
+) -> tuple[UNetConfig, AutoencoderConfig, ClipTextConfig]:
+    """From the file's own description where there is one, else from its names and shapes."""
+    if described:
+        return (
+            UNetConfig.from_published(described["unet"]),
+            AutoencoderConfig.from_published(described["vae"]),
+            ClipTextConfig.from_published(described["text_encoder"]),
+        )
+    shapes = _shapes(checkpoint)
+    return (
+        compvis.infer_unet(shapes),
+        compvis.infer_autoencoder(shapes) if with_vae else AutoencoderConfig(),
+        compvis.infer_text(shapes),
+    )
+
+
+@contextmanager
+def open_autoencoder(path: Path) -> Iterator[Part[Autoencoder]]:
+    """The autoencoder of a model in either layout, or one by itself: a `vae` folder or file.
+
+    Raises as `open_model` does.
+    """
+    with ExitStack() as stack:
+        if path.is_file() and _is_described(path):
+            yield stack.enter_context(open_model(path)).vae
+            return
+        with empty_modules():
+            part = _other_autoencoder(path / "vae" if (path / "vae").is_dir() else path, stack)
+        yield part
+
+
+def _is_described(path: Path) -> bool:
+    """Whether a file says what its shapes don't."""
+    with open_checkpoint(path) as checkpoint:
+        return METADATA_KEY in checkpoint.metadata
+
+
+def _other_autoencoder(path: Path, stack: ExitStack) -> Part[Autoencoder]:
+    """An autoencoder of its own: a diffusers `vae` folder, or a file in either layout (A1111's `.vae.pt` too)."""
+    if path.is_dir():
+        config = _read_config(path, AutoencoderConfig)
+        checkpoint = stack.enter_context(open_checkpoint(component_weights(path)))
+        return _part(Autoencoder(config), autoencoder.DIFFUSERS, checkpoint)
+    checkpoint = stack.enter_context(open_checkpoint(path))
+    shapes = _shapes(checkpoint)
+    with naming(path):
+        kind, prefix = compvis.autoencoder_kind(shapes)
+        if kind == "diffusers":
+            return _part(Autoencoder(autoencoder.infer(shapes)), autoencoder.DIFFUSERS, checkpoint)
+        config = compvis.infer_autoencoder(shapes, prefix=prefix)
+    return _part(Autoencoder(config), compvis.autoencoder_layout(config, prefix=prefix), checkpoint, within=prefix)
+
+
+def _part(module: Module, layout: Layout, checkpoint: Checkpoint, *, within: str | None = "") -> Part[Module]:
+    module.eval().requires_grad_(False)
+    return Part(module=module, entries=tuple(match(module, layout, checkpoint, within=within)), checkpoint=checkpoint)
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in checkpoint.tensors.items()}
+
+
+def component_weights(folder: Path, variant: str | None = None) -> Path:
+    """The file to read: the variant asked for, the plain one, or a half-precision one if nothing else is there."""
+    try:
+        return find_weights(folder, variant=variant)
+    except ModelNotFound:
+        for other in VARIANTS:
+            with suppress(ModelNotFound):
+                return find_weights(folder, variant=other)
+        raise
+
+
+def _has_weights(folder: Path) -> bool:
+    with suppress(ModelNotFound):
+        return component_weights(folder).is_file()
+    return False
+
+
+def _warn_of_strangers(checkpoint: Checkpoint) -> None:
+    """Fine-tunes carry tensors of tools we don't know beside the model's; they change nothing, but are said."""
+    known = (compvis.UNET, compvis.AUTOENCODER, compvis.TEXT_ENCODER)
+    strangers = [
+        name
+        for name in checkpoint.tensors
+        if not name.startswith(known) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in compvis.FURNITURE)
+    ]
+    if strangers:
+        logger.warning("%s: %d tensors that no part uses, such as %s", checkpoint.path, len(strangers), strangers[0])
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What a single file written by us says of itself: configs, scheduler, and the tokenizer's files if not v1's."""
+    text = checkpoint.metadata.get(METADATA_KEY)
+    if text is None:
+        return None
+    try:
+        values = parse_object(text, where="it")
+        described = {name: dict(values[name]) for name in ("unet", "vae", "text_encoder", "scheduler")}
+        tokenizer = described["tokenizer"] = dict(values.get("tokenizer") or published_v1()[0])
+        if not all(isinstance(tokenizer[name], str) for name in tokenizer) or set(tokenizer) - set(TOKENIZER_FILES):
+            raise ValueError("its tokenizer's files are not what they should be")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its description in {METADATA_KEY!r} is damaged: {error}") from error
+    return described
+
+
+def read_tokenizer(files: ModelFiles) -> Tokenizer:
+    """The tokenizer from its files' texts. Raises `InvalidConfig` naming where they are from."""
+    folder = files.path / "tokenizer" if files.layout == "diffusers" else files.path
+    return Tokenizer.from_files(files.tokenizer, folder=folder)
+
+
+def published_v1() -> tuple[dict[str, str], dict[str, Any]]:
+    """The tokenizer's files and the scheduler's JSON of v1, which its single files leave out."""
+    return _read_tokenizer(V1 / "tokenizer"), read_object(V1 / "scheduler" / "scheduler_config.json")
+
+
+def _read_tokenizer(folder: Path) -> dict[str, str]:
+    files = {name: read_text(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if not files:
+        raise ModelNotFound(f"{folder}: no tokenizer there; expected vocab.json and merges.txt")
+    return files

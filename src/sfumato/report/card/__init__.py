@@ -1,0 +1,1 @@
+"""A model's card: what is known of it, in the published card's sections."""

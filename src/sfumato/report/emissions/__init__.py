@@ -1,0 +1,1 @@
+"""Electricity and CO2 of a computation, with every constant's source."""

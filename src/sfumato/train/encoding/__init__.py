@@ -1,0 +1,1 @@
+"""A data set's pictures encoded once, here, in processes or on a Ray cluster."""

@@ -1,0 +1,1 @@
+"""What a step changes and how: optimisers, averages, the loss scaler."""

@@ -1,0 +1,122 @@
+"""A model to go on from, kept beside the runs that start from it, so that they go on without the one it was.
+
+    FOLDER/start/             unet/, vae/, text_encoder/ and tokenizer/ in diffusers' layout, as they were
+    FOLDER/start/start.json   the model's name, and the SHA-256 of its weights
+
+Mean and deviation of its latents are folded into its autoencoder already.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import InvalidConfig, ModelNotFound
+from sfumato.files import atomic_folder, file_sha256, make_folder, write_text
+from sfumato.json_files import read_object
+from sfumato.modelfiles.publish_model import copy_tokenizer
+from sfumato.models import autoencoder, clip_text, unet
+from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
+from sfumato.models.clip_text import ClipText, ClipTextConfig
+from sfumato.models.diffusers_folder import WEIGHT_FILES
+from sfumato.models.unet import UNet, UNetConfig
+from sfumato.nn.empty import empty_modules
+from sfumato.weights.checkpoint import find_weights, open_checkpoint
+from sfumato.weights.mapper import Layout, fill, match
+
+_FOLDER, _DESCRIPTION = "start", "start.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    build: Callable[[Mapping[str, Any]], nn.Module]
+    layout: Layout
+
+
+_PARTS: Mapping[str, _Kind] = {
+    "unet": _Kind(lambda values: UNet(UNetConfig.from_published(values)), unet.DIFFUSERS),
+    "vae": _Kind(lambda values: Autoencoder(AutoencoderConfig.from_published(values)), autoencoder.DIFFUSERS),
+    "text_encoder": _Kind(lambda values: ClipText(ClipTextConfig.from_published(values)), clip_text.DIFFUSERS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KeptModel:
+    """The model in `folder`, by its parts."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What it was called, and which it is."""
+        described = read_object(self.folder / _DESCRIPTION)
+        return f"{described['model']} (UNet's sha256 {described['sha256']['unet'][:12]})"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer"
+
+    def autoencoder(self) -> Autoencoder:
+        """In float32, ready to encode."""
+        module = read_part(self.folder, "vae")
+        assert isinstance(module, Autoencoder)
+        return module
+
+    def weights(self) -> dict[str, Tensor]:
+        """UNet and text encoder, by their names in `LatentDiffusion`."""
+        parts = {name: read_part(self.folder, name).state_dict() for name in ("unet", "text_encoder")}
+        return {f"{name}.{key}": tensor for name, state in parts.items() for key, tensor in state.items()}
+
+
+def read_part(model: Path, name: str) -> nn.Module:
+    """One network of a model folder, in float32. Raises `ModelNotFound`, `InvalidConfig` or `CheckpointError`."""
+    kind = _PARTS[name]
+    with empty_modules():
+        module = kind.build(read_object(model / name / "config.json")).eval().requires_grad_(False)
+    with open_checkpoint(find_weights(model / name)) as checkpoint:
+        fill(module, match(module, kind.layout, checkpoint), checkpoint, dtype=torch.float32)
+    return module
+
+
+def kept_model(folder: Path) -> KeptModel | None:
+    """The one that the runs in `folder` were begun with, None where they were begun with nothing."""
+    kept = folder / _FOLDER
+    return KeptModel(kept) if (kept / _DESCRIPTION).is_file() else None
+
+
+def keep_model(model: Path, folder: Path) -> None:
+    """Put a model folder beside the runs in `folder`.
+
+    `ModelNotFound` where a part is missing, `InvalidConfig` where they were begun with another model.
+    """
+    weights = {name: find_weights(model / name) for name in _PARTS}
+    for path in weights.values():
+        if path.suffix != ".safetensors":
+            raise InvalidConfig(f"{path}: a model to start from has each part in one .safetensors file: convert it "
+                                f"with sfumato convert")  # fmt: skip
+    digests = {name: file_sha256(path) for name, path in weights.items()}
+    kept = folder / _FOLDER
+    if (kept / _DESCRIPTION).is_file():
+        if read_object(kept / _DESCRIPTION)["sha256"] != digests:
+            raise InvalidConfig(f"{folder} was begun with another model than {model}: leave --start out, or give "
+                                f"another --out")  # fmt: skip
+        return
+    if not (model / "tokenizer").is_dir():
+        raise ModelNotFound(
+            f"{model} has no tokenizer: a model to start from has unet, vae, text_encoder and tokenizer"
+        )
+    make_folder(folder)
+    with atomic_folder(kept) as temporary:
+        for name, path in weights.items():
+            (temporary / name).mkdir()
+            (temporary / name / "config.json").write_bytes((model / name / "config.json").read_bytes())
+            (temporary / name / WEIGHT_FILES[name]).write_bytes(path.read_bytes())
+        copy_tokenizer(model / "tokenizer", temporary / "tokenizer")
+        described = {"model": model.resolve().name, "sha256": digests}
+        write_text(temporary / _DESCRIPTION, json.dumps(described, indent=1) + "\n")

@@ -1,0 +1,46 @@
+"""What a generation reports of its work, and that each picture of a call starts from its own input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sfumato import Pipeline, Request, load_pipeline
+from sfumato.diffusion.sampler_info import model_calls
+from sfumato.pictures.untrusted_pictures import open_picture
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return load_pipeline("pocket", device="cpu")
+
+
+@pytest.mark.parametrize("sampler", ["plms", "heun", "dpmpp_2m"])
+def test_model_calls_are_those_the_sampler_promises(pipe: Pipeline, sampler: str) -> None:
+    result = pipe.generate("rocket", count=2, steps=5, sampler=sampler)
+    assert result.model_calls == (model_calls(sampler, 5, "diffusers"),) * 2
+
+
+def test_adaptive_sampler_reports_its_calls(pipe: Pipeline) -> None:
+    loose, tight = (pipe.generate("rocket", sampler="dpm_adaptive", rtol=rtol, atol=rtol) for rtol in (0.5, 0.05))
+    assert 0 < loose.model_calls[0] < tight.model_calls[0]
+
+
+def test_both_passes_of_an_upscaled_picture_count(pipe: Pipeline) -> None:
+    result = pipe.generate("rocket", steps=4, sampler="euler", upscale=2.0, upscale_strength=0.5)
+    assert result.model_calls == (4 + 2,)
+    assert result.images[0].size == (256, 256)
+
+
+def test_each_request_starts_from_its_own_picture(pipe: Pipeline, tmp_path: Path) -> None:
+    requests = []
+    for prompt in ("red heart", "green apple"):
+        path = tmp_path / f"{prompt}.png"
+        pipe.generate(prompt, steps=3).images[0].save(path)
+        _, source = open_picture(path)
+        requests.append(Request(prompt="rocket", steps=4, strength=0.5, init_image=source))
+    together = pipe.generate(requests)
+    alone = [pipe.generate(request).provenance[0].pixels_sha256 for request in requests]
+    assert [record.pixels_sha256 for record in together.provenance] == alone
+    assert alone[0] != alone[1]
