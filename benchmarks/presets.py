@@ -31,7 +31,8 @@ from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.nn.token_merging import Merging
 from sfumato.pipeline.batch import Batch, Inputs, generate_batch
 from sfumato.pipeline.conditioning import Conditioning
-from sfumato.pipeline.model import Model
+from sfumato.pipeline.model import GUIDANCE_SCALE, Model
+from sfumato.pipeline.planning import plan_requests
 from sfumato.pipeline.presets import PRESETS, with_preset
 from sfumato.pipeline.request import Request
 from sfumato.prompt.tokenizer import Tokenizer
@@ -77,6 +78,7 @@ def v1_model(name: str = "winograd") -> tuple[Model, Callable[[], Tensor], Calla
         prediction="epsilon",
         safety_checker=None,
         requires_safety_checker=False,
+        guidance_scale=GUIDANCE_SCALE,
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
@@ -89,6 +91,7 @@ def picture(model: Model, request: Request) -> Tensor:
     batch = Batch(
         model=model,
         requests=(request,),
+        plans=plan_requests(model, [request])[0].plans,
         conditioning=Conditioning(tuple(contexts), (1.0,), ("",)),
         inputs=Inputs(),
         draw=seeded_noise("cpu", [0]),
@@ -98,7 +101,8 @@ def picture(model: Model, request: Request) -> Tensor:
 
 
 def preset_request(name: str) -> Request:
-    return Request(prompt="", width=8 * SIDE, height=8 * SIDE, **with_preset({"preset": name}))
+    fields = {"width": 8 * SIDE, "height": 8 * SIDE, "guidance_scale": GUIDANCE_SCALE}
+    return Request(prompt="", **with_preset({"preset": name, **fields}))
 
 
 def calls(model: Model, request: Request) -> Counter[Call]:

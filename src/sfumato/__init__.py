@@ -10,20 +10,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from sfumato.version import __version__ as __version__
+
 if TYPE_CHECKING:
+    from sfumato.pipeline.generation import Generation
     from sfumato.pipeline.load_pipeline import load_pipeline
-    from sfumato.pipeline.pipeline import Generation, Pipeline
+    from sfumato.pipeline.pipeline import Pipeline
     from sfumato.pipeline.provenance import Provenance
     from sfumato.pipeline.request import Request
     from sfumato.progress import Cancellation, Progress
 
-__version__ = "0.1.0"
 __all__ = ["Cancellation", "Generation", "Pipeline", "Progress", "Provenance", "Request", "load_pipeline"]
 
 # Loaded when first used: torch takes seconds, and most uses of the command line don't need it.
 _HOMES = {
     "Cancellation": "sfumato.progress",
-    "Generation": "sfumato.pipeline.pipeline",
+    "Generation": "sfumato.pipeline.generation",
     "Pipeline": "sfumato.pipeline.pipeline",
     "Progress": "sfumato.progress",
     "Provenance": "sfumato.pipeline.provenance",

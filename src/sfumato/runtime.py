@@ -108,6 +108,11 @@ def free_system_memory() -> int | None:
     return min(limits, default=None)
 
 
+def gigabytes(count: int) -> str:
+    """As people say it: "2.4 GB"."""
+    return f"{count / 1e9:.1f} GB"
+
+
 _OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from sfumato import load_pipeline
+from sfumato.pipeline.generation import Generation
 from sfumato.pipeline.metadata import read_provenance
-from sfumato.pipeline.pipeline import Generation, Pipeline
+from sfumato.pipeline.pipeline import Pipeline
 from sfumato.pipeline.request import Request
 from support.command_line import Cli, files_in
 

@@ -14,7 +14,7 @@ from sfumato.engines.names import MEMORY_MODES
 from sfumato.errors import InvalidRequest, OutOfMemory
 from sfumato.modelfiles.conversion import convert
 from sfumato.nn.lazy_weights import StoredConv2d, StoredEmbedding, StoredLinear, stored_layers
-from sfumato.pipeline import memory
+from sfumato.pipeline import memory_mode
 from sfumato.pipeline.pipeline import Pipeline
 from sfumato.weights import mapper
 from support.tiny_pipeline import reference_pipeline
@@ -142,11 +142,11 @@ def test_what_cannot_stay_in_the_file_is_said(files: dict[str, Path], caplog: py
 
 def test_a_model_that_does_not_fit_widened_is_refused(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """By engines that need the whole model."""
-    monkeypatch.setattr(memory, "_STREAM", frozenset())
-    monkeypatch.setattr(memory, "free_memory", lambda device: 100_000)
+    monkeypatch.setattr(memory_mode, "_STREAM", frozenset())
+    monkeypatch.setattr(memory_mode, "free_memory", lambda device: 100_000)
     with pytest.raises(OutOfMemory, match=r"^the model takes .* as float32, 0\.0 GB are free: use --memory lean$"):
         load(files["float16"], "auto", "eager")
-    monkeypatch.setattr(memory, "free_memory", lambda device: 10**9)
+    monkeypatch.setattr(memory_mode, "free_memory", lambda device: 10**9)
     load(files["float16"], "auto", "eager")
 
 
@@ -164,7 +164,7 @@ def test_auto_takes_at_most_sixty_percent_of_free_memory_for_weights(
     taken = sum(weight.numel() for weight in weights) * (4 if engine == "eager" else 2)
     for free, left in ((taken / 0.59, False), (taken / 0.61, True)):
         caplog.clear()
-        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: int(free))
+        monkeypatch.setattr(memory_mode, "free_memory", lambda device, free=free: int(free))
         auto = load(files["float16"], "auto", engine)
         layers = list(stored_layers(auto.model.unet))
         assert any(layer.pages is not None for layer in layers) is left

@@ -41,7 +41,8 @@ from sfumato.compat.schedulers import (
 )
 from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.pipeline import Generation, Pipeline
+from sfumato.pipeline.generation import Generation
+from sfumato.pipeline.pipeline import Pipeline
 from sfumato.pipeline.request import Request
 
 __all__ = [

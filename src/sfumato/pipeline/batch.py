@@ -40,12 +40,13 @@ class Inputs:
 class Batch:
     """Pictures that run together: their requests agree in everything but prompts and seeds, sizes resolved.
 
-    `one_generator`: a single one draws for all of them. Then they share the sample of a picture's posterior too, as
-    they do in diffusers.
+    `plans` are those of its passes, one or two. `one_generator`: a single one draws for all of them. Then they share
+    the sample of a picture's posterior too, as they do in diffusers.
     """
 
     model: Model
     requests: tuple[Request, ...]
+    plans: tuple[sampling.Plan, ...]
     conditioning: Conditioning
     inputs: Inputs
     draw: Draw
@@ -61,11 +62,6 @@ class Batch:
         """(B, C, h, w) for pictures of this many pixels."""
         config = self.model.autoencoder.config
         return (len(self.requests), config.latent_channels, height // config.factor, width // config.factor)
-
-
-def batch_key(request: Request) -> Request:
-    """What requests must agree in to run as one batch."""
-    return request.replace(prompt="", negative_prompt="", seed=0, variation_seed=None)
 
 
 def noise_source(requests: Sequence[Request], generator: Generators | None) -> tuple[Draw, tuple[int, ...]]:
@@ -97,7 +93,7 @@ def generate_batch(batch: Batch, on_step: sampling.OnStep, on_decoded: OnDecoded
     assert request.width and request.height
     strength = None if inputs.picture is None else request.strength
     picture = inputs.picture
-    latents = _sample(batch, picture, inputs.mask, strength, on_step, inputs.latents)
+    latents = _sample(batch, batch.plans[0], picture, inputs.mask, strength, on_step, inputs.latents)
     images = _decode(batch, latents, on_decoded)
     mask = inputs.mask
     if request.upscale > 1.0:
@@ -106,7 +102,7 @@ def generate_batch(batch: Batch, on_step: sampling.OnStep, on_decoded: OnDecoded
         if picture is not None and mask is not None:
             picture = interpolate(picture, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
             mask = interpolate(mask, size=(height, width))
-        latents = _sample(batch, enlarged, mask, request.upscale_strength, on_step)
+        latents = _sample(batch, batch.plans[1], enlarged, mask, request.upscale_strength, on_step)
         images = _decode(batch, latents, on_decoded)
     if picture is not None and mask is not None:
         images = torch.where(mask.to(images.device) > 0.5, images, picture.to(images))
@@ -122,6 +118,7 @@ def _decode(batch: Batch, latents: Tensor, on_decoded: OnDecoded) -> Tensor:
 
 def _sample(
     batch: Batch,
+    plan: sampling.Plan,
     picture: Tensor | None,
     mask: Tensor | None,
     strength: float | None,
@@ -130,7 +127,6 @@ def _sample(
 ) -> Tensor:
     """Scaled latents (B, C, h, w) of one pass; `given` is its unit noise where the caller has some."""
     request, model = batch.request, batch.model
-    plan = make_plan(model, request, strength)
     height, width = (request.height, request.width) if picture is None else picture.shape[2:]
     assert width and height
     shape = batch.latent_shape(width, height)
@@ -161,27 +157,6 @@ def _sample(
             on_step=on_step,
             inpaint=inpaint,
         )
-
-
-def make_plan(model: Model, request: Request, strength: float | None = None) -> sampling.Plan:
-    """What a request's sampler will walk with this model; `strength` as in `sampling.plan`."""
-    return sampling.plan(
-        model.noise_schedule,
-        sampler=request.sampler,
-        steps=request.steps,
-        spacing=request.spacing,
-        profile=request.profile,
-        strength=strength,
-        eta=request.eta,
-        rtol=request.rtol,
-        atol=request.atol,
-    )
-
-
-def make_plans(model: Model, request: Request) -> tuple[sampling.Plan, ...]:
-    """The plan of each pass a request needs, one or two. Raises `InvalidRequest` for what the model can't do."""
-    first = make_plan(model, request, None if request.init_image is None else request.strength)
-    return (first, make_plan(model, request, request.upscale_strength)) if request.upscale > 1.0 else (first,)
 
 
 def _guarded_predict(

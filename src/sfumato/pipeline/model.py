@@ -24,7 +24,7 @@ from sfumato.models import compvis
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipText
 from sfumato.models.unet import UNet
-from sfumato.pipeline.memory import settle, tiling_in, warm_fits
+from sfumato.pipeline.memory_mode import settle, tiling_in, warm_fits
 from sfumato.progress import OnProgress, Progress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.runtime import compute_exactly

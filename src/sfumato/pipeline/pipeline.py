@@ -8,10 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,51 +19,22 @@ from sfumato.diffusion.sampler_info import check_choice
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import fitting_size, picture_to_tensor
 from sfumato.pictures.source import ImageSource
-from sfumato.pipeline.batch import Generators, batch_key, decode, encode, make_plans, noise_source
+from sfumato.pipeline.batch import Generators, decode, encode, noise_source
 from sfumato.pipeline.conditioning import Conditioning, encode_request, plan_prompts
 from sfumato.pipeline.deep_cache import check_shortcuts
-from sfumato.pipeline.job import Job, Picture, expand, memory_errors, opened, referenced
-from sfumato.pipeline.memory import check_memory
+from sfumato.pipeline.generation import Generation
+from sfumato.pipeline.inputs import Picture, expand, opened, referenced, sized
+from sfumato.pipeline.job import Job
+from sfumato.pipeline.memory_need import check_memory, memory_errors
 from sfumato.pipeline.model import Model
+from sfumato.pipeline.planning import PlannedRequest, batch_key, plan_requests
 from sfumato.pipeline.presets import PRESET, with_preset
 from sfumato.pipeline.preview import Preview
-from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.runtime import dtype_name, logger
 from sfumato.safety.policy import Policy, choose_checker
-from sfumato.safety.verdict import Checker, Verdict
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """What a call made: pictures, each with its resolved request, its provenance and the safety verdict on it.
-
-    `model_calls` is how often the UNet was asked for each, `timings` are seconds by stage. A notebook shows the
-    pictures.
-    """
-
-    images: tuple[Image.Image, ...]
-    requests: tuple[Request, ...]
-    provenance: tuple[Provenance, ...]
-    verdicts: tuple[Verdict, ...]
-    model_calls: tuple[int, ...]
-    timings: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Seed of each picture."""
-        return tuple(request.seed for request in self.requests)
-
-    def _repr_png_(self) -> bytes:
-        import io
-
-        from sfumato.pictures.contact_sheet import montage
-
-        buffer = io.BytesIO()
-        Image.fromarray(montage([np.asarray(image) for image in self.images])).save(buffer, "PNG")
-        return buffer.getvalue()
-
+from sfumato.safety.verdict import Checker
 
 _LOADED_WITH = {"model": "{!r}", "vae": "…, vae={!r}"}
 
@@ -144,11 +114,8 @@ class Pipeline:
 
         Raises `InvalidRequest`, and `UnsafeContent` where the safety policy can't be kept.
         """
-        resolved = [self.resolve(_as_large_as_its_picture(request)) for request in requests]
-        self._check_plans(resolved)
-        self._check_memory(resolved)
-        for request in resolved:
-            plan_prompts(self.model, request)
+        for planned in self._planned(requests):
+            plan_prompts(self.model, planned.request)
         self._choose_checker()
 
     def generate(
@@ -189,7 +156,6 @@ class Pipeline:
         requests = expand(prompt, count, fields)
         for source in {source for r in requests for source in (r.init_image, r.mask) if source} - set(pictures):
             pictures[source] = referenced(source)
-        requests = [self.resolve(_as_large_as_its_picture(request)) for request in requests]
         if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != len(requests):
             raise InvalidRequest(f"{len(generator)} generators for {len(requests)} pictures: give one, or one for each")
         if latents is not None and len(latents) != len(requests):
@@ -197,22 +163,26 @@ class Pipeline:
         for request in requests:
             if request.noise == "generator" and generator is None:
                 raise InvalidRequest("noise 'generator' needs the generator the picture was made with: pass it")
-        self._check_plans(requests)
-        self._check_memory(requests)
+        planned = self._planned(requests)
         _ = self.model.sha256  # here an unreadable file costs no finished picture
-        checker = self._choose_checker()
-        with torch.inference_mode(), memory_errors(requests[0]):
-            result = Job(
-                self, requests, pictures, generator, latents, conditioning, on_progress, cancellation or Cancellation()
-            ).run(checker)
-        return Generation(
-            images=tuple(result.images),
-            requests=tuple(requests),
-            provenance=tuple(result.provenance),
-            verdicts=tuple(result.verdicts),
-            model_calls=tuple(result.model_calls),
-            timings={**result.timings, "total": time.perf_counter() - started},
+        job = Job(
+            model=self.model,
+            planned=planned,
+            batch_size=self.batch_size,
+            pictures=pictures,
+            generator=generator,
+            latents=latents,
+            conditioning=conditioning,
+            policy=self.safety,
+            checker=self._choose_checker(),
+            watermark=self.watermark,
+            preview=self.preview,
+            on_progress=on_progress,
+            cancellation=cancellation or Cancellation(),
         )
+        with torch.inference_mode(), memory_errors(planned[0].request):
+            made = job.run()
+        return replace(made, timings={**made.timings, "total": time.perf_counter() - started})
 
     def stream(
         self, prompt: str | Request | Sequence[str | Request], **options: Any
@@ -269,18 +239,20 @@ class Pipeline:
                     f"use load_pipeline({_LOADED_WITH[name].format(str(fields[name]))})"
                 )
 
-    def _check_plans(self, requests: Sequence[Request]) -> None:
-        """Refuse what the model's samplers can't do before any picture is painted; say once what they do otherwise."""
-        for request in dict.fromkeys(map(batch_key, requests)):
-            for note in (note for plan in make_plans(self.model, request) for note in plan.notes):
+    def _planned(self, requests: Sequence[Request]) -> list[PlannedRequest]:
+        """Resolve and plan requests, and say once what their samplers do otherwise than asked.
+
+        Raises `InvalidRequest` for what the model or its samplers can't do, and `OutOfMemory` for what can't fit.
+        """
+        planned = plan_requests(self.model, (self.resolve(sized(request)) for request in requests))
+        for one in planned:
+            for note in (note for plan in one.plans for note in plan.notes):
                 if note not in self._noted:
                     self._noted.add(note)
-                    logger.warning("sampler %s: %s", request.sampler, note)
-
-    def _check_memory(self, requests: Sequence[Request]) -> None:
-        """Refuse what can't fit before any picture is painted."""
-        for key, count in Counter(map(batch_key, requests)).items():
+                    logger.warning("sampler %s: %s", one.request.sampler, note)
+        for key, count in Counter(batch_key(one.request) for one in planned).items():
             check_memory(self.model, key, min(count, self.batch_size))
+        return planned
 
     def _choose_checker(self) -> Checker | None:
         with self._lock:
@@ -302,11 +274,3 @@ class Pipeline:
             return load_safety_checker(folder, device=device, dtype=dtype)
 
         return load
-
-
-def _as_large_as_its_picture(request: Request) -> Request:
-    """A request that starts from a picture and says no size takes the picture's."""
-    if request.init_image is None:
-        return request
-    width, height = fitting_size((request.init_image.width, request.init_image.height))
-    return request.replace(width=request.width or width, height=request.height or height)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,11 +11,10 @@ from torch import Tensor
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.batch import draw_start, noise_source, slerp
 from sfumato.pipeline.conditioning import Conditioning, encode_request, stackable
+from sfumato.pipeline.generation import Generation
+from sfumato.pipeline.pipeline import Pipeline
+from sfumato.pipeline.request import Request
 from sfumato.progress import Cancellation, OnProgress, ignore
-
-if TYPE_CHECKING:
-    from sfumato.pipeline.pipeline import Generation, Pipeline
-    from sfumato.pipeline.request import Request
 
 MAX_FRAMES = 10_000
 

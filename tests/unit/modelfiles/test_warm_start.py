@@ -21,7 +21,7 @@ from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
 from sfumato.nn.lazy_weights import stored_layers
-from sfumato.pipeline import memory
+from sfumato.pipeline import memory_mode
 from sfumato.pipeline.model import Model, load_model
 from sfumato.weights import mapper
 from sfumato.weights.checkpoint import Checkpoint
@@ -163,7 +163,7 @@ def test_where_float32_is_too_much_the_smaller_file_is_read(
     with open_model(half) as files:
         numbers = sum(prod(entry.shape) for part in files.parts.values() for entry in part.entries)
     for free, dtype in ((4 * numbers / 0.59, torch.float32), (4 * numbers / 0.7, torch.float16)):
-        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: int(free))
+        monkeypatch.setattr(memory_mode, "free_memory", lambda device, free=free: int(free))
         model = load_model(half, name="half", device=torch.device("cpu"), dtype=torch.float32, engine=engine)
         stored = list(stored_layers(model.unet))
         assert {layer.weight.dtype for layer in stored} <= {dtype}

@@ -14,8 +14,8 @@ from sfumato import runtime
 from sfumato.errors import OutOfMemory
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.unet import UNetConfig
-from sfumato.pipeline import memory
-from sfumato.pipeline.memory import Shape, bytes_needed
+from sfumato.pipeline import memory_need
+from sfumato.pipeline.memory_need import Shape, bytes_needed
 from sfumato.pipeline.pipeline import Pipeline
 
 V1 = (UNetConfig(), AutoencoderConfig())
@@ -29,7 +29,7 @@ def pocket() -> Pipeline:
 
 def test_what_cannot_fit_is_refused_with_the_numbers(pocket: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
-    monkeypatch.setattr(memory, "free_memory", lambda device: 30_000_000)
+    monkeypatch.setattr(memory_need, "free_memory", lambda device: 30_000_000)
     with pytest.raises(
         OutOfMemory, match=r"^1024×1024 pixels need about \d+\.\d GB, 0\.0 GB are free: use .+$"
     ) as told:
@@ -50,16 +50,16 @@ def test_advice_is_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     request = sfumato.Request(prompt="x", width=2048, height=1024)
     for tiling in ("exact", "frugal", "blend"):
         needed = bytes_needed(*V1, replace(SHAPE, height=1024, tiling=tiling))
-        monkeypatch.setattr(memory, "free_memory", lambda device, needed=needed: needed)
+        monkeypatch.setattr(memory_need, "free_memory", lambda device, needed=needed: needed)
         with pytest.raises(OutOfMemory, match=rf"2048×1024 pixels need about .* use --vae-tiling {tiling}$"):
-            memory.check_memory(model, request, 1)
-    monkeypatch.setattr(memory, "free_memory", lambda device: 300_000_000)
+            memory_need.check_memory(model, request, 1)
+    monkeypatch.setattr(memory_need, "free_memory", lambda device: 300_000_000)
     with pytest.raises(OutOfMemory, match=r"use (\d+)×(\d+) pixels at most$") as told:
-        memory.check_memory(model, request, 1)
+        memory_need.check_memory(model, request, 1)
     width, height = (int(side) for side in str(told.value).split("use ")[1].split(" ")[0].split("×"))
-    memory.check_memory(model, request.replace(width=width, height=height), 1)
-    monkeypatch.setattr(memory, "free_memory", lambda device: None)  # where nobody knows, nothing is refused
-    memory.check_memory(model, request, 1)
+    memory_need.check_memory(model, request.replace(width=width, height=height), 1)
+    monkeypatch.setattr(memory_need, "free_memory", lambda device: None)  # where nobody knows, nothing is refused
+    memory_need.check_memory(model, request, 1)
 
 
 def test_the_estimate_falls_from_tiling_to_tiling_and_grows_with_the_batch() -> None:

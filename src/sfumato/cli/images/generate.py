@@ -24,7 +24,7 @@ from sfumato.pipeline.request import Request, counted
 if TYPE_CHECKING:
     from sfumato.cli.images.destination import Destination
     from sfumato.pictures.pixels import Pixels
-    from sfumato.pipeline.pipeline import Generation
+    from sfumato.pipeline.generation import Generation
     from sfumato.pipeline.provenance import Provenance
 
 MAX_LABEL = 160
@@ -126,7 +126,7 @@ def generations(requests: Sequence[Request], models: Models, tracker: Tracker) -
 
     All are checked before the first is painted.
     """
-    from sfumato.pipeline.batch import batch_key
+    from sfumato.pipeline.planning import batch_key
 
     models.check(requests)
     for _, group in groupby(requests, key=batch_key):

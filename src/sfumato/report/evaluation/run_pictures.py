@@ -183,7 +183,7 @@ def seconds(folder: Path) -> dict[str, float]:
 
 def _check_model(folder: Path, model: str, pipeline: Pipeline) -> None:
     """Note what a model's pictures are made with, or compare with what was noted."""
-    from sfumato import __version__
+    from sfumato.version import __version__
 
     loaded = pipeline.model
     now = {

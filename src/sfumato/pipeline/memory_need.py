@@ -6,28 +6,17 @@ to what was measured (docs/memory.md) and rather below it, since a run that woul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import prod
-from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from sfumato.engines.engine import Engine
-from sfumato.engines.names import MEMORY_MODES
 from sfumato.engines.tiling import tiling_of
-from sfumato.errors import InvalidRequest, OutOfMemory
+from sfumato.errors import OutOfMemory
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.unet import UNetConfig
-from sfumato.nn.lazy_weights import bytes_held, bytes_widened, keep, widen
+from sfumato.pipeline.model import Model
 from sfumato.pipeline.request import Request, upscaled
-from sfumato.runtime import free_memory, logger, return_freed_memory
-
-if TYPE_CHECKING:
-    from sfumato.pipeline.model import Model
-
-_TILING: Mapping[str, str] = {"auto": "auto", "lean": "exact", "low": "frugal"}
+from sfumato.runtime import free_memory, gigabytes, is_of_memory
 
 _GUIDED = 2  # answers in one forward: with the prompt and without
 
@@ -48,74 +37,6 @@ class Shape:
     itemsize: int
 
 
-def tiling_in(memory: str, tiling: str | None) -> str:
-    """How large pictures pass the autoencoder: as told, else as belongs to the memory mode. Raises `InvalidRequest`
-    for a name that is no memory mode."""
-    if memory not in _TILING:
-        raise InvalidRequest(f"memory {memory!r} is unknown: use {', '.join(MEMORY_MODES)}", field="memory")
-    return _TILING[memory] if tiling is None else tiling
-
-
-def settle(modules: Sequence[nn.Module], engine: Engine, memory: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Leave a loaded model's weights where they are or widen them, as its engine and memory mode ask.
-
-    The compiled kernels read stored weights as fast as widened ones; others are given float32 unless memory is short.
-    `auto` leaves them in their file too where they would take more than 60 % of what is free: the pictures are the
-    same. Raises `OutOfMemory` where widened weights don't fit.
-    """
-    if memory != "auto" and (device.type != "cpu" or dtype is not torch.float32):
-        logger.warning("memory %s: weights are read layer by layer in float32 on a CPU only, not here", memory)
-        return
-    free, streams = free_memory(device), engine.name in _STREAM
-    if memory != "auto":
-        return_freed_memory()
-        if streams:
-            return
-        logger.warning("memory %s: engine %s needs the whole model in memory", memory, engine.name)
-    elif streams:
-        held = sum(bytes_held(module, widened=engine.kernels is None) for module in modules)
-        if free is not None and held > _SHARE * free:
-            return_freed_memory()
-            logger.warning(
-                "memory auto: the model takes %s, more than %.0f %% of the %s that are free: its weights stay in their "
-                "file, as with lean",
-                gigabytes(held),
-                100 * _SHARE,
-                gigabytes(free),
-            )
-            return
-        if engine.kernels is not None:
-            for module in modules:
-                keep(module)
-            return
-    needed = sum(map(bytes_widened, modules))
-    if free is not None and needed > free:
-        raise OutOfMemory(
-            f"the model takes {gigabytes(needed)} as float32, {gigabytes(free)} are free: use --memory lean"
-        )
-    for module in modules:
-        widen(module)
-
-
-def warm_fits(shapes: Iterable[Sequence[int]], engine: str, memory: str, device: torch.device) -> bool:
-    """Whether to read a model's warm parts: `shapes` are its weights', `engine` the name that was asked for.
-
-    What is to be left in its file is smallest where it came from. `settle` does so in `auto` by what was loaded: the
-    warm parts are no choice where they would have it done, since the model may fit as its own file stores it.
-    """
-    if memory != "auto":
-        return False
-    if device.type != "cpu" or engine not in _STREAM | {"auto"}:
-        return True
-    free = free_memory(device)
-    return free is None or 4 * sum(map(prod, shapes)) <= _SHARE * free
-
-
-_SHARE = 0.6  # of free memory, for the weights in `auto`
-_STREAM = frozenset({"winograd", "winograd-plain", "bf16", "eager"})
-"""Engines that run layers whose weights are stored in another dtype, and have gone from memory meanwhile."""
-
-
 def check_memory(model: Model, request: Request, batch: int) -> None:
     """Raise `OutOfMemory` for a request that needs more than is free: with both numbers, and what to use instead."""
     free = free_memory(model.device)
@@ -131,7 +52,7 @@ def check_memory(model: Model, request: Request, batch: int) -> None:
 
 
 def shape_of(model: Model, request: Request, batch: int) -> Shape:
-    """Of a resolved request."""
+    """What a resolved request of this model depends on, `batch` pictures at a time."""
     assert request.width and request.height
     return Shape(
         width=upscaled(request.width, request.upscale),
@@ -145,7 +66,7 @@ def shape_of(model: Model, request: Request, batch: int) -> Shape:
 
 
 def bytes_needed(unet: UNetConfig, autoencoder: AutoencoderConfig, shape: Shape) -> int:
-    """At the worst moment of sampling, decoding or encoding; they don't overlap."""
+    """Bytes held at the worst moment of sampling, decoding or encoding, which don't overlap."""
     cells = shape.batch * _GUIDED * (shape.height // autoencoder.factor) * (shape.width // autoencoder.factor)
     sampling = cells * _unet_channels(unet, compiled=shape.compiled)
     decoding = encoding = _passing(autoencoder, shape, _decoder_channels(autoencoder, shape.compiled))
@@ -156,7 +77,7 @@ def bytes_needed(unet: UNetConfig, autoencoder: AutoencoderConfig, shape: Shape)
 
 
 def _unet_channels(config: UNetConfig, *, compiled: bool) -> float:
-    """Channels at the finest level: what the way up will need, and the layer at work."""
+    """Count channels at the finest level: what the way up will need, and the layer at work."""
     finest = config.block_channels[0]
     layers = config.layers_per_block + 1
     skips = sum(layers * channels / 4.0**level for level, channels in enumerate(config.block_channels))
@@ -164,7 +85,7 @@ def _unet_channels(config: UNetConfig, *, compiled: bool) -> float:
 
 
 def _decoder_channels(config: AutoencoderConfig, compiled: bool) -> dict[str, float]:
-    """Channels at the picture's own resolution, by tiling."""
+    """Count channels at the picture's own resolution, by tiling."""
     finest, below = config.block_channels[0], config.block_channels[min(1, len(config.block_channels) - 1)]
     return {
         # the last level's input, and a residual block's two maps and its way around
@@ -181,7 +102,7 @@ def _encoder_channels(config: AutoencoderConfig, compiled: bool) -> dict[str, fl
 
 
 def _passing(config: AutoencoderConfig, shape: Shape, channels: dict[str, float]) -> float:
-    """Numbers held while one picture passes the autoencoder."""
+    """Count the numbers held while one picture passes the autoencoder."""
     tiling = tiling_of(shape.tiling, shape.height, shape.width, config)
     if tiling == "blend":
         return channels["none"] * min(config.sample_size, shape.height) * min(config.sample_size, shape.width)
@@ -208,6 +129,14 @@ def _alternatives(shape: Shape) -> Iterator[tuple[Shape, str]]:
         yield replace(shape, width=width, height=height), f"{width}×{height} pixels at most"
 
 
-def gigabytes(count: int) -> str:
-    """As people say it: "2.4 GB"."""
-    return f"{count / 1e9:.1f} GB"
+@contextmanager
+def memory_errors(request: Request) -> Iterator[None]:
+    """torch's ways of saying that memory ran out, as one error that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, OutOfMemory) or not is_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"{request.width}×{request.height} pixels need more memory than there is: choose a smaller size"
+        ) from error

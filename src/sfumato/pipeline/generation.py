@@ -1,0 +1,43 @@
+"""`Generation`: what a call of the pipeline made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from sfumato.pipeline.provenance import Provenance
+from sfumato.pipeline.request import Request
+from sfumato.safety.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What a call made: pictures, each with its resolved request, its provenance and the safety verdict on it.
+
+    `model_calls` is how often the UNet was asked for each, `timings` are seconds by stage. A notebook shows the
+    pictures.
+    """
+
+    images: tuple[Image.Image, ...]
+    requests: tuple[Request, ...]
+    provenance: tuple[Provenance, ...]
+    verdicts: tuple[Verdict, ...]
+    model_calls: tuple[int, ...]
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seed of each picture."""
+        return tuple(request.seed for request in self.requests)
+
+    def _repr_png_(self) -> bytes:
+        import io
+
+        from sfumato.pictures.contact_sheet import montage
+
+        buffer = io.BytesIO()
+        Image.fromarray(montage([np.asarray(image) for image in self.images])).save(buffer, "PNG")
+        return buffer.getvalue()
