@@ -23,7 +23,7 @@ from sfumato.data.transforms import Preparation
 from sfumato.errors import DataError
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.train.encoding.encode_dataset import encode_moments
-from sfumato.train.encoding.encode_on_ray import on_ray
+from sfumato.train.encoding.encode_on_ray import encode_on_ray
 
 CONFIG = AutoencoderConfig(block_channels=(16, 32, 64, 128), layers_per_block=1, norm_groups=1, sample_size=128)
 SQUARE = Preparation(width=128, height=128)
@@ -60,14 +60,14 @@ def main() -> None:
     autoencoder = Autoencoder(CONFIG)
     with tempfile.TemporaryDirectory() as work:
         contents = []
-        for name, write in (("here", None), ("ray", on_ray(actors=ACTORS, device="cpu", workers=1))):
+        for name, write in (("here", None), ("ray", encode_on_ray(actors=ACTORS, device="cpu", workers=1))):
             began = time.perf_counter()
             folder = Path(work, name)
             encode_moments(pictures, autoencoder, folder, preparation=SQUARE, samples_per_part=32, write=write)
             print(f"{name}: {len(pictures)} pictures in {time.perf_counter() - began:.1f} s")
             contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
         try:
-            write = on_ray(actors=1, device="cpu", workers=1)
+            write = encode_on_ray(actors=1, device="cpu", workers=1)
             encode_moments(Noise(16, broken=7), autoencoder, Path(work, "broken"), preparation=SQUARE, write=write)
         except DataError as error:
             print(f"as it should be: {error}")

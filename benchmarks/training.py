@@ -28,7 +28,7 @@ from benchmarks.memory import median, status
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sfumato.train.inputs.stored_latents import LatentSample
+    from sfumato.train.inputs.encoded_latents import LatentSample
 
 ROUNDS = int(os.environ.get("SFUMATO_BENCH_ROUNDS", "3"))
 BATCH = int(os.environ.get("SFUMATO_BENCH_BATCH", "32"))
@@ -102,7 +102,7 @@ class Posteriors:
         return SAMPLES
 
     def latents(self, index: int) -> LatentSample:
-        from sfumato.train.inputs.stored_latents import LatentSample
+        from sfumato.train.inputs.encoded_latents import LatentSample
 
         caption = CAPTIONS[index % len(CAPTIONS)]
         return LatentSample(mean=self.mean[index], logvar=self.logvar[index], captions=(caption,))

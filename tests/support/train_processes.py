@@ -18,8 +18,8 @@ from torch import nn
 
 from sfumato.errors import NumericalError, OutputError, PeerFailed
 from sfumato.progress import Cancellation
-from sfumato.train.optim.optimizers import ParameterGroup
 from sfumato.train.run_config import OptimizerConfig
+from sfumato.train.task import ParameterGroup
 from sfumato.train.trainer import stopping_on_signals, train
 from support.train_toy import ToyTask, ToyTraining, toy_config
 
@@ -54,7 +54,7 @@ class BlocksTask(ToyTask):
         return Blocks()
 
     def groups(self, module: nn.Module) -> list[ParameterGroup]:
-        return [ParameterGroup("all", list(module.parameters()), resting=True)]
+        return [ParameterGroup("all", list(module.parameters()), may_lack_gradient=True)]
 
     def loss(self, module, batch, draws):
         loss, measured = super().loss(module, batch, draws)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sfumato.train.inputs.draws import Draws
 from sfumato.train.inputs.sample_order import sample_index
-from sfumato.train.optim.optimizers import ParameterGroup
 from sfumato.train.run_config import OptimizerConfig, RunConfig
-from sfumato.train.trainer import Batch, train
+from sfumato.train.task import Batch, ParameterGroup
+from sfumato.train.trainer import train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

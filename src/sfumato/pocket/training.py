@@ -43,18 +43,19 @@ from sfumato.toml_files import read_config, to_toml
 from sfumato.train.autoencoder_run import autoencoder_of_run
 from sfumato.train.checkpoints import Checkpoints
 from sfumato.train.encoding.encode_dataset import encode_moments, encoder_hash
-from sfumato.train.encoding.encode_in_processes import in_processes
+from sfumato.train.encoding.encode_in_processes import encode_in_processes
+from sfumato.train.inputs.encoded_latents import LatentDataset, StoredLatents
 from sfumato.train.inputs.image_tensors import scaled, to_bytes
-from sfumato.train.inputs.stored_latents import LatentDataset, StoredLatents
 from sfumato.train.publish_diffusion import publish_diffusion
 from sfumato.train.recipes import MODEL, POCKET, Recipe, Training, lineage
 from sfumato.train.stages import first_module, read_run, weights_of_run
 from sfumato.train.starting_model import KeptModel, keep_model, kept_model
+from sfumato.train.task import Task
 from sfumato.train.tasks.autoencoder_task import AutoencoderTask, AutoencoderTraining
 from sfumato.train.tasks.diffusion_task import DiffusionTask, DiffusionTraining, Validation, trained_networks
 from sfumato.train.tasks.text_task import TextTask, TextTraining
 from sfumato.train.tasks.whitening import ChannelStatistics, channel_statistics, whiten
-from sfumato.train.trainer import CHECKPOINTS, Outcome, Task, train
+from sfumato.train.trainer import CHECKPOINTS, Outcome, train
 
 SIDE = 128  # pixels
 LATENTS = "autoencoder-whole"  # the stage after which the encoder stays as it is
@@ -258,7 +259,7 @@ class Pocket:
                 batch=_ENCODED_TOGETHER if self.processes > 1 else 16,
                 samples_per_part=_DRAWN_TOGETHER if self.processes > 1 else 8192,
                 tokenizer=self.tokenizer,
-                write=in_processes(self.processes) if self.processes > 1 else None,
+                write=encode_in_processes(self.processes) if self.processes > 1 else None,
                 on_progress=self.on_progress,
                 cancellation=self.cancellation,
             )

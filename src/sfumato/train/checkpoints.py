@@ -25,7 +25,7 @@ from sfumato.errors import CheckpointError
 from sfumato.files import remove_leftovers
 from sfumato.train.distributed.process_group import World
 from sfumato.train.distributed.sharded_checkpoint import read_description, read_shards, write_shards
-from sfumato.train.single_threaded_pool import lone_threads
+from sfumato.train.single_threaded_pool import single_threaded_pool
 from sfumato.weights.checkpoint import open_checkpoint
 from sfumato.weights.mapped_file import TensorInfo
 from sfumato.weights.save import write_safetensors
@@ -58,7 +58,7 @@ class Checkpoints:
         """Write in the background. `tensors` must not change any more. An earlier write's error is raised here."""
         self.wait()
         if self._writer is None:
-            self._writer = lone_threads(1, "checkpoint")
+            self._writer = single_threaded_pool(1, "checkpoint")
         self._pending = self._writer.submit(self._write, step, dict(tensors), dict(config), score)
 
     def wait(self) -> None:
@@ -99,7 +99,7 @@ class Checkpoints:
         self.wait()
         described = {"step": step, "config": dict(config), "score": score}
         write_shards(self.folder / f"step-{step:08d}", tensors, described, world)
-        if world.first:
+        if world.is_main:
             self._prune()
 
     def _prune(self) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sfumato.nn.empty import empty_modules
 from sfumato.train.inputs.draws import Draws
+from sfumato.train.optim.optimizer_step import DTYPES
 from sfumato.train.optim.optimizers import build_optimizer
 from sfumato.train.run_config import RunConfig
-from sfumato.train.trainer import DTYPES, Batch, Task, first_weights
+from sfumato.train.task import Batch, Task, first_weights
 
 _WARM_UP, _TIMED = 1, 3  # steps
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 
-def lone_threads(count: int, name: str) -> ThreadPoolExecutor:
+def single_threaded_pool(count: int, name: str) -> ThreadPoolExecutor:
     """So many threads, started, in each of which torch computes on that thread alone.
 
     A thread that shares out a single operation gets OpenMP helpers of its own, for as long as it lives. From then on

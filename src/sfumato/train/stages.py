@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from sfumato.errors import CheckpointError, InvalidConfig, ModelNotFound
 from sfumato.toml_files import from_values
 from sfumato.train.checkpoints import Checkpoints, Saved
+from sfumato.train.task import Task, TaskConfig, first_weights
 from sfumato.train.tasks.autoencoder_task import AutoencoderTraining
 from sfumato.train.tasks.clip_task import ClipTraining
 from sfumato.train.tasks.diffusion_task import DiffusionTraining
 from sfumato.train.train_state import averaged_weights
-from sfumato.train.trainer import CHECKPOINTS, Task, TaskConfig, first_weights
+from sfumato.train.trainer import CHECKPOINTS
 
 # What a run's options may be of. No option has a name in all of them but those of the run and the data.
 KINDS: Mapping[str, Any] = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sfumato.errors import CheckpointError
-from sfumato.train.distributed.parallel import cut_like, is_cut, whole
+from sfumato.train.distributed.sharded_tensors import gather, is_sharded, shard_like
 from sfumato.train.optim.ema import Ema, PowerEma
 from sfumato.train.optim.loss_scaler import LossScaler
 
@@ -54,7 +54,7 @@ class TrainState:
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of all tensors, whole and on the CPU, that later steps don't change. With FSDP all processes must
         ask."""
-        return {name: whole(tensor).to("cpu", copy=True) for name, tensor in self.tensors().items()}
+        return {name: gather(tensor).to("cpu", copy=True) for name, tensor in self.tensors().items()}
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Inverse of `snapshot`. `CheckpointError` where names or shapes are not this model's."""
@@ -111,7 +111,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         reason = "is missing in one of them" if wrong[0] not in own or wrong[0] not in tensors else "has another shape"
         raise CheckpointError(f"the checkpoint is of another model: {wrong[0]} {reason}")
     for name, tensor in own.items():
-        tensor.copy_(cut_like(tensors[name], tensor))
+        tensor.copy_(shard_like(tensors[name], tensor))
 
 
 def _like(tensor: Tensor, parameter: nn.Parameter, slot: str) -> Any:
@@ -120,6 +120,6 @@ def _like(tensor: Tensor, parameter: nn.Parameter, slot: str) -> Any:
         return int(tensor)  # bitsandbytes' step
     if tensor.shape != parameter.shape or slot == "step":
         return tensor.to(parameter.device, copy=True)
-    if is_cut(parameter):
-        return cut_like(tensor, parameter).clone()
+    if is_sharded(parameter):
+        return shard_like(tensor, parameter).clone()
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

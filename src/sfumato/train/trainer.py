@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +24,19 @@ from sfumato.runtime import compute_exactly, processor_name
 from sfumato.toml_files import from_values, to_toml, to_values
 from sfumato.train.checkpoints import Checkpoints, Saved, read_checkpoint
 from sfumato.train.compute_log import SessionLog
-from sfumato.train.distributed.parallel import LossModule, distributed, prepare, whole
+from sfumato.train.distributed.ddp_and_fsdp import LossModule, distributed, prepare
 from sfumato.train.distributed.process_group import World, join_world
+from sfumato.train.distributed.sharded_tensors import gather
 from sfumato.train.inputs.draws import Draws
 from sfumato.train.metrics import METRICS, MetricsLog
 from sfumato.train.optim.ema import Ema, PowerEma
 from sfumato.train.optim.loss_scaler import LossScaler
-from sfumato.train.optim.optimizer_step import DTYPES as DTYPES
-from sfumato.train.optim.optimizer_step import Batch as Batch
-from sfumato.train.optim.optimizer_step import Stepper, check_device
-from sfumato.train.optim.optimizers import ParameterGroup, build_optimizer
+from sfumato.train.optim.optimizer_step import DTYPES, Stepper, check_device
+from sfumato.train.optim.optimizers import build_optimizer
 from sfumato.train.optim.posthoc_ema import Snapshots, snapshot_tensors
-from sfumato.train.run_config import FREE, RunConfig
-from sfumato.train.single_threaded_pool import lone_threads
+from sfumato.train.run_config import FREE
+from sfumato.train.single_threaded_pool import single_threaded_pool
+from sfumato.train.task import Batch, Task, TaskConfig, first_weights
 from sfumato.train.trackers import open_trackers
 from sfumato.train.train_state import TrainState
 from sfumato.weights.mapped_file import TensorInfo
@@ -46,39 +46,6 @@ logger = logging.getLogger("sfumato")
 
 CHECKPOINTS, CONFIG = "checkpoints", "config.toml"  # within a run's folder
 _AHEAD = 2  # batches prepared while one is computed
-
-
-class TaskConfig(Protocol):
-    """A task's whole config: a frozen dataclass with the run's options in `run`."""
-
-    @property
-    def run(self) -> RunConfig: ...
-
-
-class Task(Protocol):
-    """What the loop needs to know of what it trains."""
-
-    def build(self) -> nn.Module:
-        """The module with its first weights; the caller has seeded torch's global generator."""
-        ...
-
-    def groups(self, module: nn.Module) -> Sequence[ParameterGroup]:
-        """The parameters that learn."""
-        ...
-
-    def load(self, draws: Draws) -> Batch:
-        """The samples `draws.numbers`, on the CPU, as tensors whose first dimension counts them. Called in threads."""
-        ...
-
-    def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The scalar to minimise, a mean over the batch, and what else to log: scalars, which are means too, or
-        (K, 2), sums and counts of K kinds of samples, whose means since the last line of the log go into the next."""
-        ...
-
-    def validate(self, module: nn.Module, picture: Path) -> Mapping[str, float]:
-        """Measure the averaged weights on held-out samples and draw them into the PNG `picture`. "score" is what
-        checkpoints are compared by, lower is better."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,13 +89,6 @@ def train(
         return loop.run(None if minutes is None else time.monotonic() + 60.0 * minutes, on_progress)
 
 
-def first_weights(task: Task, seed: int) -> nn.Module:
-    """The task's module with the random weights that `seed` decides."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return task.build()
-
-
 @contextlib.contextmanager
 def stopping_on_signals(cancellation: Cancellation) -> Iterator[None]:
     """Within this, Ctrl-C and SIGTERM ask training to stop with a checkpoint; a second Ctrl-C stops it at once."""
@@ -167,16 +127,16 @@ class _Loop:
         self.kind, self.values = type(config), to_values(config)
         check_device(config.run, world.device)
         compute_exactly(world.device, DTYPES[config.run.precision])
-        world.share(self._numbers(0)[0])
+        world.shard(self._numbers(0)[0])
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep)
         self.score: float | None = None
         self._build(start)
-        saved = world.together(self._newest)
+        saved = world.all_or_fail(self._newest)
         if saved is not None:
-            world.together(lambda: self._resume(saved))
-        self.loaders = lone_threads(config.run.workers, "samples")
-        if world.first:
+            world.all_or_fail(lambda: self._resume(saved))
+        self.loaders = single_threaded_pool(config.run.workers, "samples")
+        if world.is_main:
             self._write_config(to_toml(config))
             self.metrics = MetricsLog(folder / METRICS, after=self.state.step)
             self.snapshots = Snapshots(folder, after=self.state.step)
@@ -187,24 +147,24 @@ class _Loop:
                 step=self.state.step,
                 start=started_from,
             )
-        self.trackers = open_trackers(config.run, folder, self.values, after=self.state.step) if world.first else []
+        self.trackers = open_trackers(config.run, folder, self.values, after=self.state.step) if world.is_main else []
 
     def _build(self, start: nn.Module | None) -> None:
         """The module and its averages, as this process has them, and the optimiser."""
         config, world = self.run_config, self.world
-        self.cut = config.parallel == "fsdp" and world.size > 1
+        self.sharded = config.parallel == "fsdp" and world.size > 1
         module = (start or first_weights(self.task, config.seed)).to(world.device)
         # FSDP takes contiguous weights only; bitsandbytes walks through memory, in which its state is contiguous
-        if config.channels_last and not self.cut and config.optimizer.kind != "adamw8bit":
+        if config.channels_last and not self.sharded and config.optimizer.kind != "adamw8bit":
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        world.spread(module)
+        world.broadcast_module(module)
         learned = {parameter for group in self.task.groups(module) for parameter in group.parameters}
         for parameter in module.parameters():
             parameter.requires_grad_(parameter in learned)
         averages = [Ema(module, decay) for decay in (config.ema_decay, *config.ema_decays)]
         powers = [PowerEma(module, sigma_rel) for sigma_rel in config.ema_sigma_rels]
         # where weights are cut up, the averages are put together in this one to be validated
-        self.shown = Ema(module, 0.0).module if self.cut and world.first else None
+        self.shown = Ema(module, 0.0).module if self.sharded and world.is_main else None
         prepare(module, config)
         kept = [*(average.module for average in averages), *(power.module for power in powers)]
         loss = distributed(LossModule(self.task, module), kept, config.parallel, world)
@@ -226,7 +186,7 @@ class _Loop:
         self.loaders.shutdown(cancel_futures=True)
         for tracker in self.trackers:
             tracker.close()
-        if self.world.first:
+        if self.world.is_main:
             self.metrics.close()
         self.checkpoints.close()
 
@@ -248,7 +208,7 @@ class _Loop:
                 saved_at, saved_step = now, self.state.step
             while len(pending) < _AHEAD and self.state.step + len(pending) < config.steps:
                 pending.append(self.loaders.submit(self._load, self.state.step + len(pending)))
-            measured = self._step(self.world.together(pending.popleft().result))
+            measured = self._step(self.world.all_or_fail(pending.popleft().result))
             if self.state.step % config.snapshot_every == 0 or self.state.step == config.steps:
                 self._keep_snapshot()
             on_progress(Progress(stage="train", step=self.state.step, steps=config.steps, images=config.batch))
@@ -261,10 +221,10 @@ class _Loop:
                 self._validate()
         for waiting in pending:
             waiting.cancel()
-        if self.world.told(saved_step != self.state.step or not self.checkpoints.any()):
+        if self.world.broadcast(saved_step != self.state.step or not self.checkpoints.any()):
             self._save()
-        self.world.together(self.checkpoints.wait)
-        if self.world.first:
+        self.world.all_or_fail(self.checkpoints.wait)
+        if self.world.is_main:
             self.sessions.write(self.state.step)
         return Outcome(state=self.state, finished=self.state.step >= config.steps)
 
@@ -284,7 +244,7 @@ class _Loop:
         """This process's part of the micro-batches of a step."""
         seed = self.run_config.seed
         device = self.world.device if self.run_config.resident else None
-        parts = [Draws(seed, step, self.world.share(numbers), device) for numbers in self._numbers(step)]
+        parts = [Draws(seed, step, self.world.shard(numbers), device) for numbers in self._numbers(step)]
         return [(self.task.load(draws), draws) for draws in parts]
 
     def _step(self, parts: Sequence[tuple[Batch, Draws]]) -> dict[str, float]:
@@ -294,8 +254,8 @@ class _Loop:
         except NumericalError as error:
             path = self._save_batch(parts)
             self._save()
-            self.world.together(self.checkpoints.wait)
-            if not self.world.first:
+            self.world.all_or_fail(self.checkpoints.wait)
+            if not self.world.is_main:
                 raise PeerFailed(str(error)) from error
             raise NumericalError(
                 f"step {self.state.step}: {error}; stopped before it, with the batch in {path} "
@@ -324,7 +284,7 @@ class _Loop:
         for name, tally in self.state.tallies.items():
             values |= {f"{name}_{i}": sum_ / count for i, (sum_, count) in enumerate(tally.tolist()) if count}
         self.state.tallies.clear()
-        if not self.world.first:
+        if not self.world.is_main:
             return
         left = (self.run_config.steps - self.state.step) * self.run_config.batch / max(rate, 1e-9)
         self._write(values)
@@ -341,13 +301,13 @@ class _Loop:
     def _validate(self) -> None:
         averages = {"" if ema is self.state.ema else f"-ema-{ema.decay}": ema for ema in self.state.averages}
         for name, ema in averages.items():
-            weights = {key: whole(tensor) for key, tensor in ema.module.state_dict().items()} if self.cut else {}
+            weights = {key: gather(tensor) for key, tensor in ema.module.state_dict().items()} if self.sharded else {}
             if self.shown is not None:
                 self.shown.load_state_dict(weights)
             module = self.shown or ema.module
-            measured = self.world.together(lambda: self._measure(module, name) if self.world.first else {})  # noqa: B023
+            measured = self.world.all_or_fail(lambda: self._measure(module, name) if self.world.is_main else {})  # noqa: B023
             if not name:
-                self.score = self.world.told(measured.get("score"))
+                self.score = self.world.broadcast(measured.get("score"))
 
     def _measure(self, module: nn.Module, name: str) -> dict[str, float]:
         """Validate one average, whose `name` is empty for the one that is published."""
@@ -371,32 +331,32 @@ class _Loop:
             return
         found: dict[str, Tensor] = {}
         for name, tensor in snapshot_tensors(self.state.powers).items():
-            gathered = whole(tensor)  # all processes take part
-            if self.world.first:
+            gathered = gather(tensor)  # all processes take part
+            if self.world.is_main:
                 found[name] = gathered.to("cpu")
-        self.world.together(lambda: self._write_snapshot(found))
+        self.world.all_or_fail(lambda: self._write_snapshot(found))
 
     def _write_snapshot(self, tensors: Mapping[str, Tensor]) -> None:
-        if self.world.first:
+        if self.world.is_main:
             self.snapshots.write(self.state.step, tensors, self.run_config.ema_sigma_rels)
 
     def _save(self) -> None:
         state, checkpoints = self.state, self.checkpoints
-        if self.cut:
+        if self.sharded:
             checkpoints.save_parts(state.step, state.tensors(), self.values, self.score, self.world)
         else:
-            self.world.together(self._save_first)
-        if self.world.first:
+            self.world.all_or_fail(self._save_first)
+        if self.world.is_main:
             self.sessions.write(self.state.step)
 
     def _save_first(self) -> None:
-        if self.world.first:
+        if self.world.is_main:
             self.checkpoints.save(self.state.step, self.state.snapshot(), self.values, self.score)
 
     def _newest(self) -> Saved | None:
         """The checkpoint that the first process finds, read by all."""
-        saved = self.checkpoints.newest() if self.world.first else None
-        path = self.world.told(saved.path if saved else None)
+        saved = self.checkpoints.newest() if self.world.is_main else None
+        path = self.world.broadcast(saved.path if saved else None)
         return saved if saved or path is None else read_checkpoint(path)
 
     def _resume(self, saved: Saved) -> None:

@@ -14,7 +14,7 @@ from sfumato.data.samples import Sample
 from sfumato.errors import InvalidConfig
 from sfumato.train.inputs.bucket_order import BucketedLatents, bucketed_index, by_bucket
 from sfumato.train.inputs.draws import Draws
-from sfumato.train.inputs.stored_latents import LatentSample
+from sfumato.train.inputs.encoded_latents import LatentSample
 from sfumato.train.tasks.diffusion_task import DiffusionTask
 from support.made_data import Pictures, noise
 

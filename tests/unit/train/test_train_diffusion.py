@@ -22,10 +22,10 @@ from sfumato.models.clip_text import DIFFUSERS as TEXT_LAYOUT
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
 from sfumato.prompt.tokenizer import Tokenizer
-from sfumato.train.inputs.caption_tokens import drawn_caption, token_window
+from sfumato.train.inputs.caption_dropout import drawn_caption, token_window
 from sfumato.train.inputs.draws import Draws
+from sfumato.train.inputs.encoded_latents import LatentSample
 from sfumato.train.inputs.sample_order import sample_index
-from sfumato.train.inputs.stored_latents import LatentSample
 from sfumato.train.run_config import OptimizerConfig, RunConfig
 from sfumato.train.tasks.caption_head import seen_positions
 from sfumato.train.tasks.diffusion_task import TARGETS, DiffusionTask, DiffusionTraining, LatentDiffusion, Validation

@@ -199,9 +199,9 @@ def test_sigterm_stops_all_processes_with_a_checkpoint(runs: Path, tmp_path: Pat
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     world = World(size=3, device=torch.device("cpu"))
     with pytest.raises(InvalidConfig, match="3 processes"):
-        world.share(range(16))
+        world.shard(range(16))
     assert [
-        World(rank=rank, size=4, device=torch.device("cpu")).share(range(16, 24)) for rank in range(4)
+        World(rank=rank, size=4, device=torch.device("cpu")).shard(range(16, 24)) for rank in range(4)
     ] == [range(16, 18), range(18, 20), range(20, 22), range(22, 24)]  # fmt: skip
 
 

@@ -34,8 +34,8 @@ from sfumato.progress import Cancellation, Progress
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.autoencoder_run import autoencoder_of_run
 from sfumato.train.encoding.encode_dataset import Encoding, encode_moments, encoder_hash, moments_spec
-from sfumato.train.encoding.encode_on_ray import PartWriter, on_ray
-from sfumato.train.inputs.stored_latents import open_latents
+from sfumato.train.encoding.encode_on_ray import PartWriter, encode_on_ray
+from sfumato.train.inputs.encoded_latents import open_latents
 from sfumato.train.run_config import RunConfig
 from sfumato.train.tasks.autoencoder_task import AutoencoderLoss, AutoencoderTask, AutoencoderTraining
 from sfumato.train.trainer import train
@@ -337,4 +337,4 @@ def test_a_worker_of_a_cluster_makes_the_same_bytes_and_hands_errors_over(tmp_pa
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"sfumato\[ray\]"):
-        encoded(mixed(3), tmp_path, write=on_ray(actors=1))
+        encoded(mixed(3), tmp_path, write=encode_on_ray(actors=1))

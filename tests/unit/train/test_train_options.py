@@ -16,12 +16,14 @@ from torch import nn
 from sfumato.errors import InvalidConfig, MissingExtra
 from sfumato.progress import Cancellation
 from sfumato.toml_files import to_values
-from sfumato.train.distributed.parallel import _innermost_blocks
+from sfumato.train.distributed.ddp_and_fsdp import _innermost_blocks
+from sfumato.train.optim.learning_rate import learning_rate, set_rate
 from sfumato.train.optim.loss_scaler import LossScaler
 from sfumato.train.optim.muon import hidden_matrices, orthogonalised
-from sfumato.train.optim.optimizers import ParameterGroup, build_optimizer, learning_rate, set_rate
+from sfumato.train.optim.optimizers import build_optimizer
 from sfumato.train.run_config import OptimizerConfig
 from sfumato.train.stages import weights_of_run
+from sfumato.train.task import ParameterGroup
 from sfumato.train.trainer import train
 from support.train_processes import Blocks, BlocksTask
 from support.train_toy import toy_config

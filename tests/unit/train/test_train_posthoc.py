@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError, InvalidConfig, ModelNotFound
-from sfumato.train.distributed.parallel import LossModule
+from sfumato.train.distributed.ddp_and_fsdp import LossModule
 from sfumato.train.distributed.process_group import World
 from sfumato.train.inputs.draws import Draws
 from sfumato.train.optim.ema import Ema, PowerEma

@@ -14,8 +14,8 @@ import sfumato
 from sfumato.errors import DataError, InvalidConfig
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.inputs.draws import Draws, _mixed
+from sfumato.train.inputs.encoded_latents import LatentSample
 from sfumato.train.inputs.resident import colours_swapped, cropped, resident_latents
-from sfumato.train.inputs.stored_latents import LatentSample
 from sfumato.train.optim.optimizer_step import check_device
 from sfumato.train.trainer import train
 from support.train_toy import ToyTask, toy_config

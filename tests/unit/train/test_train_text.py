@@ -12,7 +12,7 @@ from sfumato.errors import InvalidConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.inputs.draws import Draws
-from sfumato.train.inputs.stored_latents import LatentSample
+from sfumato.train.inputs.encoded_latents import LatentSample
 from sfumato.train.run_config import OptimizerConfig, RunConfig
 from sfumato.train.tasks.caption_head import CaptionHead, seen_positions
 from sfumato.train.tasks.text_task import TextTask, TextTraining

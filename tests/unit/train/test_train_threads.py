@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sfumato.train.single_threaded_pool import lone_threads
+from sfumato.train.single_threaded_pool import single_threaded_pool
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_each_thread_computes_alone_and_the_others_as_before() -> None:
         together.wait()
         return torch.get_num_threads()
 
-    with lone_threads(3, "samples") as pool:
+    with single_threaded_pool(3, "samples") as pool:
         assert [future.result() for future in [pool.submit(own_threads) for _ in range(3)]] == [1, 1, 1]
         assert torch.get_num_threads() == 2
         with ThreadPoolExecutor(1) as later:

@@ -96,7 +96,7 @@ def encode(
     from sfumato.data.transforms import Preparation
     from sfumato.runtime import resolve_device
     from sfumato.train.encoding.encode_dataset import encode_moments
-    from sfumato.train.encoding.encode_on_ray import on_ray
+    from sfumato.train.encoding.encode_on_ray import encode_on_ray
 
     dataset = _some(source, samples, uncaptioned) if scenes is None else _composed(source, scenes, samples, held_out)
     network = load_autoencoder(autoencoder)
@@ -112,7 +112,7 @@ def encode(
             samples_per_part=part_samples,
             tokenizer=_tokenizer(tokens),
             captions_required=not uncaptioned,
-            write=on_ray(actors=actors, device=device, workers=workers) if on == "ray" else None,
+            write=encode_on_ray(actors=actors, device=device, workers=workers) if on == "ray" else None,
             on_progress=tracker.on_progress,
         )
     if as_json:

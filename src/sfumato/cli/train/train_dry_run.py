@@ -25,7 +25,7 @@ from sfumato.train.tasks.diffusion_task import DiffusionTask, DiffusionTraining
 if TYPE_CHECKING:
     from sfumato.cli.train.train_options import DryRunOptions, RunOptions
     from sfumato.train.recipes import Stage
-    from sfumato.train.trainer import Batch, Task
+    from sfumato.train.task import Batch, Task
 
 _MEASURED_UP_TO = 50_000_000  # parameters: more would take minutes on a CPU
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from sfumato.cli.train.train_options import RunOptions
     from sfumato.progress import Cancellation
-    from sfumato.train.trainer import Outcome, Task, TaskConfig
+    from sfumato.train.task import Task, TaskConfig
+    from sfumato.train.trainer import Outcome
 
 
 def conduct(

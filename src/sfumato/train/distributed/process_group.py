@@ -41,12 +41,12 @@ class World:
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes, validates and speaks."""
         return self.rank == 0
 
-    def share(self, numbers: range) -> range:
-        """This process's part of sample numbers, all parts being of one size. `InvalidConfig` where that can't be."""
+    def shard(self, numbers: range) -> range:
+        """This process's part of sample numbers, all parts being of one size; `InvalidConfig` where that can't be."""
         count, rest = divmod(len(numbers), self.size)
         if rest:
             raise InvalidConfig(
@@ -60,11 +60,11 @@ class World:
         if self.size == 1:
             return list(flags)
         asked = torch.tensor(flags, dtype=torch.int32)
-        with self.listening():
+        with self.peers_watched():
             dist.all_reduce(asked, dist.ReduceOp.MAX)
         return [bool(flag) for flag in asked]
 
-    def together(self, action: Callable[[], T]) -> T:
+    def all_or_fail(self, action: Callable[[], T]) -> T:
         """Do what all do now. Where it fails in some, the first of those raises its error, and the others `PeerFailed`:
         nobody goes on, and one message tells why."""
         if self.size == 1:
@@ -77,43 +77,43 @@ class World:
         except Exception as error:
             failure = error
         if any(self.any([failure is not None])):
-            failed = self.gathered(failure is not None).index(True)
+            failed = self.all_gather(failure is not None).index(True)
             if failure is not None and failed == self.rank:
                 raise failure
             raise PeerFailed(f"process {self.rank} stopped, because process {failed} failed") from failure
         return done
 
-    def sums(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sums over all processes of tensors that all have under the same names, in one exchange."""
+    def all_reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums over all processes of tensors of any shapes that all have under the same names, in one exchange."""
         if self.size == 1 or not tensors:
             return dict(tensors)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
-        with self.listening():
+        with self.peers_watched():
             dist.all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors.values()])
         return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
 
-    def told(self, value: T) -> T:
-        """The first process's value."""
+    def broadcast(self, value: T) -> T:
+        """Give every process the first one's value."""
         if self.size == 1:
             return value
         values = [value]
-        with self.listening():
+        with self.peers_watched():
             dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
 
-    def gathered(self, value: T) -> list[T]:
-        """Everybody's value, in the order of their ranks."""
+    def all_gather(self, value: T) -> list[T]:
+        """The values of all processes, in the order of their ranks."""
         values = [value] * self.size
         if self.size > 1:
-            with self.listening():
+            with self.peers_watched():
                 dist.all_gather_object(values, value)
         return values
 
-    def spread(self, module: nn.Module) -> None:
+    def broadcast_module(self, module: nn.Module) -> None:
         """Give `module` the first process's parameters and buffers."""
         if self.size > 1:
-            with self.listening():
+            with self.peers_watched():
                 for tensor in (*module.parameters(), *module.buffers()):
                     whole = tensor.detach().contiguous()
                     dist.broadcast(whole, src=0)
@@ -129,8 +129,8 @@ class World:
         return mesh
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """What breaks here because another process has gone is `PeerGone`."""
+    def peers_watched(self) -> Iterator[None]:
+        """Turn what breaks here because another process has gone into `PeerGone`."""
         try:
             yield
         except dist.DistError as error:

@@ -34,7 +34,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], description: Mapping
 
     `OutputError` in the first process that couldn't write its part, `PeerFailed` in the others.
     """
-    temporary = world.told(path.with_name(f".{path.name}.{secrets.token_hex(6)}.part"))
+    temporary = world.broadcast(path.with_name(f".{path.name}.{secrets.token_hex(6)}.part"))
 
     def write_part() -> dict[str, str]:
         with _as_output_error(path):
@@ -44,7 +44,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], description: Mapping
             return {part.name: file_sha256(part) for part in own}
 
     def publish() -> None:
-        if world.first:
+        if world.is_main:
             with _as_output_error(path):
                 write_text(temporary / STATE, json.dumps({**description, "sha256": sums}, indent=1) + "\n")
                 shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step
@@ -54,10 +54,12 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], description: Mapping
     from torch.distributed.checkpoint.state_dict_saver import save
 
     try:
-        sums = {name: digest for part in world.gathered(world.together(write_part)) for name, digest in part.items()}
-        world.together(publish)
+        sums = {
+            name: digest for part in world.all_gather(world.all_or_fail(write_part)) for name, digest in part.items()
+        }
+        world.all_or_fail(publish)
     finally:
-        if world.first:
+        if world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
 
 

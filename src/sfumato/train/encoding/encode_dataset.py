@@ -40,7 +40,7 @@ from sfumato.models.autoencoder import Autoencoder
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.checkpoints import tensors_digest
-from sfumato.train.inputs.caption_tokens import token_window
+from sfumato.train.inputs.caption_dropout import token_window
 from sfumato.train.inputs.image_tensors import scaled
 from sfumato.train.run_config import Precision
 
@@ -144,13 +144,13 @@ def encode_moments(
             on_progress(Progress(stage="samples", step=done, steps=spec.samples))
             stop.check()
 
-        (write or here(workers))(encoding, autoencoder, folder, missing, count)
+        (write or encode_here(workers))(encoding, autoencoder, folder, missing, count)
         if missing or not (folder / MANIFEST).exists():
             write_manifest(folder, spec)
     return open_moments(folder)
 
 
-def here(workers: int) -> WriteParts:
+def encode_here(workers: int) -> WriteParts:
     """In this process, with so many threads that prepare pictures."""
 
     def write(encoding: Encoding, autoencoder: Autoencoder, folder: Path, numbers: Sequence[int], count: Count) -> None:

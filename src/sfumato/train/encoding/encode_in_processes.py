@@ -13,15 +13,15 @@ import torch
 
 from sfumato.data.sharing_processes import process_pool
 from sfumato.models.autoencoder import Autoencoder
-from sfumato.train.encoding.encode_dataset import Count, Encoding, WriteParts, here
+from sfumato.train.encoding.encode_dataset import Count, Encoding, WriteParts, encode_here
 
 
-def in_processes(count: int) -> WriteParts:
+def encode_in_processes(count: int) -> WriteParts:
     """By so many processes, on the device that the autoencoder is on. The data set must survive pickling."""
 
     def write(encoding: Encoding, autoencoder: Autoencoder, folder: Path, numbers: Sequence[int], tell: Count) -> None:
         if min(count, len(numbers)) < 2:
-            here(1)(encoding, autoencoder, folder, numbers, tell)
+            encode_here(1)(encoding, autoencoder, folder, numbers, tell)
             return
         device = next(autoencoder.parameters()).device
         processes = min(count, len(numbers))
@@ -46,5 +46,5 @@ def _receive(encoding: Encoding, autoencoder: Autoencoder, folder: Path, device:
 def _write(number: int) -> int:
     """Make one part: how many samples it has."""
     encoding, autoencoder, folder = _received[0]
-    here(1)(encoding, autoencoder, folder, [number], lambda samples: None)
+    encode_here(1)(encoding, autoencoder, folder, [number], lambda samples: None)
     return len(encoding.spec.part(number))

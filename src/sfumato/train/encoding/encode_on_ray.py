@@ -18,7 +18,7 @@ from sfumato import errors
 from sfumato.errors import SfumatoError
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.runtime import require, resolve_device
-from sfumato.train.encoding.encode_dataset import Count, Encoding, WriteParts, here
+from sfumato.train.encoding.encode_dataset import Count, Encoding, WriteParts, encode_here
 
 
 class PartWriter:
@@ -30,7 +30,7 @@ class PartWriter:
         torch.set_num_threads(threads)  # the last bits depend on it
         self._encoding, self._folder = encoding, Path(folder)
         self._autoencoder = autoencoder.to(resolve_device(device))
-        self._write = here(workers)
+        self._write = encode_here(workers)
 
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
         """Make the parts in `batch`. An error raised on purpose is handed over as words: Ray loses which it was."""
@@ -44,7 +44,7 @@ class PartWriter:
         return {"samples": [samples], "error": failed[:1], "message": failed[1:]}
 
 
-def on_ray(*, actors: int, device: str = "auto", threads: int | None = None, workers: int = 2) -> WriteParts:
+def encode_on_ray(*, actors: int, device: str = "auto", threads: int | None = None, workers: int = 2) -> WriteParts:
     """By so many actors, of the cluster that RAY_ADDRESS names or of one started on this machine.
 
     With `device` "cuda" each asks the cluster for a GPU, else for `threads` cores (as many as torch uses here).

@@ -11,7 +11,7 @@ from sfumato.data.buckets import Bucket, bucket_of
 from sfumato.data.permutation import order_key, permuted
 from sfumato.data.samples import Dataset
 from sfumato.errors import InvalidConfig
-from sfumato.train.inputs.stored_latents import LatentDataset, LatentSample
+from sfumato.train.inputs.encoded_latents import LatentDataset, LatentSample
 
 
 @dataclass(frozen=True, slots=True)

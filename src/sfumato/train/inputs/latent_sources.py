@@ -15,7 +15,7 @@ from sfumato.models.autoencoder import Autoencoder
 from sfumato.progress import Cancellation, OnProgress
 from sfumato.train.encoding.encode_dataset import encode_moments
 from sfumato.train.inputs.bucket_order import BucketedLatents, by_bucket
-from sfumato.train.inputs.stored_latents import LatentDataset, LatentSample, StoredLatents, open_latents
+from sfumato.train.inputs.encoded_latents import LatentDataset, LatentSample, StoredLatents, open_latents
 from sfumato.train.inputs.training_data import DataConfig, open_pictures, split, spread
 
 LATENTS = "latents"  # within a run's folder

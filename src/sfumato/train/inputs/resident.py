@@ -14,10 +14,10 @@ from sfumato.data.samples import Dataset
 from sfumato.errors import DataError
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.encoding.encode_dataset import tokenizer_hash
-from sfumato.train.inputs.caption_tokens import token_window
+from sfumato.train.inputs.caption_dropout import token_window
 from sfumato.train.inputs.draws import Draws
+from sfumato.train.inputs.encoded_latents import LatentDataset, StoredLatents
 from sfumato.train.inputs.image_tensors import to_bytes
-from sfumato.train.inputs.stored_latents import LatentDataset, StoredLatents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sfumato.train.distributed.parallel import cut_like, whole
+from sfumato.train.distributed.sharded_tensors import gather, shard_like
 
 MOMENTUM = 0.95
 _STEPS = 5
@@ -50,11 +50,11 @@ class Muon(Optimizer):
             state["momentum"] = torch.zeros_like(parameter, requires_grad=False)
         momentum = state["momentum"]
         momentum.mul_(MOMENTUM).add_(gradient, alpha=1.0 - MOMENTUM)
-        nesterov = whole(gradient * (1.0 - MOMENTUM) + momentum * MOMENTUM)
+        nesterov = gather(gradient * (1.0 - MOMENTUM) + momentum * MOMENTUM)
         matrix = nesterov.reshape(len(nesterov), -1)
         update = orthogonalised(matrix).reshape(nesterov.shape)
         parameter.mul_(1.0 - rate * weight_decay)
-        parameter.add_(cut_like(update, parameter), alpha=-rate * 0.2 * math.sqrt(max(matrix.shape)))
+        parameter.add_(shard_like(update, parameter), alpha=-rate * 0.2 * math.sqrt(max(matrix.shape)))
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InvalidConfig, NumericalError
-from sfumato.train.distributed.parallel import gradients_exchanged, local, whole
+from sfumato.train.distributed.ddp_and_fsdp import gradients_exchanged
 from sfumato.train.distributed.process_group import World
+from sfumato.train.distributed.sharded_tensors import gather, local
 from sfumato.train.inputs.draws import Draws
-from sfumato.train.optim.optimizers import ParameterGroup, learning_rate, set_rate
+from sfumato.train.optim.learning_rate import learning_rate, set_rate
 from sfumato.train.run_config import Precision, RunConfig
+from sfumato.train.task import Batch, ParameterGroup
 from sfumato.train.train_state import TrainState
-
-Batch = dict[str, Tensor]
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "float32": torch.float32,
@@ -49,7 +49,7 @@ class Stepper:
         totals, tallies = self._gradients(parts)
         norms = {}
         for group in self.groups:
-            norm = whole(nn.utils.clip_grad_norm_(group.parameters, config.clip_norm or math.inf)).detach()
+            norm = gather(nn.utils.clip_grad_norm_(group.parameters, config.clip_norm or math.inf)).detach()
             # that of a group without gradients, as a critic that rests, is on the CPU
             norms[f"gradient_{group.name}"] = norm.to(self.world.device)
         measured = {**totals, **norms}
@@ -85,7 +85,7 @@ class Stepper:
         scale = self.state.scaler.scale
         for number, (batch, draws) in enumerate(parts, start=1):
             on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-            with gradients_exchanged(self.loss, last=number == len(parts)), self.world.listening():
+            with gradients_exchanged(self.loss, last=number == len(parts)), self.world.peers_watched():
                 with torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "float32"):
                     loss, measured = self.loss(on_device, draws)
                 torch.autograd.backward(loss * scale / len(parts))
@@ -95,7 +95,7 @@ class Stepper:
         if scale != 1.0:
             gradients = [local(p.grad) for group in self.groups for p in group.parameters if p.grad is not None]
             torch._foreach_mul_(gradients, 1.0 / scale)
-        summed = self.world.sums({**totals, **tallies})
+        summed = self.world.all_reduce({**totals, **tallies})
         return {name: summed[name] for name in totals}, {name: summed[name].cpu() for name in tallies}
 
 

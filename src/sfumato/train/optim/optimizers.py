@@ -1,10 +1,9 @@
-"""Optimisers by name, parameter groups, and the learning rate of each step."""
+"""Optimisers by name, over the parameter groups of a task."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,47 +13,14 @@ from torch.optim import Optimizer
 from sfumato.errors import InvalidConfig
 from sfumato.runtime import require
 from sfumato.train.optim.muon import Muon, hidden_matrices
-from sfumato.train.run_config import OptimizerConfig, OptimizerKind, RateSchedule
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterGroup:
-    """Parameters that are clipped together and learn at `rate_scale` times the configured rate.
-
-    `resting` ones may be in no loss for some steps, as a critic's that begins later; processes have to look for them.
-    """
-
-    name: str
-    parameters: Sequence[nn.Parameter]
-    rate_scale: float = 1.0
-    resting: bool = False
+from sfumato.train.run_config import OptimizerConfig, OptimizerKind
+from sfumato.train.task import ParameterGroup
 
 
 def build_optimizer(config: OptimizerConfig, groups: Sequence[ParameterGroup], module: nn.Module) -> Optimizer:
     """The configured optimiser over `groups` of the parameters of `module`; `set_rate` decides each step's rate."""
     return _OPTIMIZERS[config.kind](groups, config, module)
 
-
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group `rate` times its own scale."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate_scale"]
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) of `steps`: up to the configured one during the warm-up, then its schedule."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
-    return config.learning_rate * _SCHEDULES[config.schedule](done, config)
-
-
-_SCHEDULES: Mapping[RateSchedule, Callable[[float, OptimizerConfig], float]] = {
-    "constant": lambda done, config: 1.0,
-    "linear": lambda done, config: 1.0 - done,
-    "cosine": lambda done, config: 0.5 * (1.0 + math.cos(math.pi * done)),
-    "trapezoid": lambda done, config: min(1.0, (1.0 - done) / config.decay_share),
-}
 
 Entries = list[dict[str, Any]]
 

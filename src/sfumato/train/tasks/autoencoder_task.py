@@ -28,10 +28,9 @@ from sfumato.train.losses.efficientnet_distance import load_efficientnet
 from sfumato.train.losses.kl import kl_to_unit_gaussian
 from sfumato.train.losses.lpips import load_lpips
 from sfumato.train.losses.patchgan import PatchDiscriminator, adaptive_weight, frozen_logits, hinge_discriminator
-from sfumato.train.optim.optimizers import ParameterGroup
 from sfumato.train.run_config import RunConfig
+from sfumato.train.task import Batch, ParameterGroup
 from sfumato.train.tasks.equivariance import transformed
-from sfumato.train.trainer import Batch
 
 _SHEET = 32  # held-out pictures drawn, each beside its reconstruction
 
@@ -130,7 +129,7 @@ class AutoencoderTask:
             left_out |= {*module.autoencoder.encoder.parameters(), *module.autoencoder.quant_conv.parameters()}
         rest = [parameter for parameter in module.parameters() if parameter not in left_out]
         groups = [ParameterGroup("autoencoder", rest)]
-        return [*groups, ParameterGroup("discriminator", critic, resting=True)] if critic else groups
+        return [*groups, ParameterGroup("discriminator", critic, may_lack_gradient=True)] if critic else groups
 
     def load(self, draws: Draws) -> Batch:
         if self.config.run.resident:

@@ -23,15 +23,14 @@ from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.clip_vision import ClipVisionConfig
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.safety.checker import preprocess
-from sfumato.train.inputs.caption_tokens import drawn_caption, token_window
+from sfumato.train.inputs.caption_dropout import drawn_caption, token_window
 from sfumato.train.inputs.draws import Draws
 from sfumato.train.inputs.image_tensors import scaled, to_bytes, write_sheet
 from sfumato.train.inputs.sample_order import sample_index
 from sfumato.train.inputs.training_data import DataConfig
-from sfumato.train.optim.optimizers import ParameterGroup
 from sfumato.train.run_config import RunConfig
+from sfumato.train.task import Batch, ParameterGroup
 from sfumato.train.tasks.hard_negatives import hard_negative
-from sfumato.train.trainer import Batch
 
 CANDIDATES = 100
 _SHEET = 32  # held-out pictures drawn, each above the one whose caption it chose

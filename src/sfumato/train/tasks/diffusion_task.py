@@ -20,18 +20,17 @@ from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.inputs.bucket_order import bucket_sizes, bucketed_index
-from sfumato.train.inputs.caption_tokens import drawn_caption, token_window
+from sfumato.train.inputs.caption_dropout import drawn_caption, token_window
 from sfumato.train.inputs.draws import Draws
+from sfumato.train.inputs.encoded_latents import LatentDataset
 from sfumato.train.inputs.image_tensors import write_sheet
 from sfumato.train.inputs.resident import ResidentLatents, resident_latents
 from sfumato.train.inputs.sample_order import sample_index
-from sfumato.train.inputs.stored_latents import LatentDataset
 from sfumato.train.inputs.training_data import DataConfig
-from sfumato.train.optim.optimizers import ParameterGroup
 from sfumato.train.run_config import RunConfig
+from sfumato.train.task import Batch, ParameterGroup
 from sfumato.train.tasks.caption_head import CaptionHead
 from sfumato.train.tasks.noise_levels import NoiseConfig, NoiseLevels, noise_levels
-from sfumato.train.trainer import Batch
 
 _TENTHS = 10  # parts of the noise levels whose errors are logged apart
 _PROBES = 8  # noise levels at which a held-out sample is measured

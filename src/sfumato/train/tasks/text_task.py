@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from sfumato.errors import InvalidConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.prompt.tokenizer import Tokenizer
-from sfumato.train.inputs.caption_tokens import drawn_caption, token_window
+from sfumato.train.inputs.caption_dropout import drawn_caption, token_window
 from sfumato.train.inputs.draws import Draws
+from sfumato.train.inputs.encoded_latents import LatentDataset
 from sfumato.train.inputs.sample_order import sample_index
-from sfumato.train.inputs.stored_latents import LatentDataset
-from sfumato.train.optim.optimizers import ParameterGroup
 from sfumato.train.run_config import RunConfig
+from sfumato.train.task import Batch, ParameterGroup
 from sfumato.train.tasks.caption_head import CaptionHead
-from sfumato.train.trainer import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,12 +18,10 @@ from sfumato.errors import InvalidConfig
 from sfumato.train.distributed.process_group import World
 from sfumato.train.inputs.draws import Draws
 from sfumato.train.run_config import Parallel, RunConfig
+from sfumato.train.task import Batch, Task
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
-    from torch.distributed.tensor import DTensor
-
-    from sfumato.train.trainer import Batch, Task
 
 Measured = dict[str, Tensor]
 
@@ -44,15 +42,15 @@ def distributed(loss: LossModule, averages: Sequence[nn.Module], mode: Parallel,
     """`loss` to be called by all of `world`, its gradients being means over the processes.
 
     "ddp": a copy of everything in each process. "fsdp": weights, their averages, gradients and the optimiser's state
-    are cut up among them (FSDP2), each block of the network being put together while it computes.
+    are sharded among them (FSDP2), each block of the network being gathered while it computes.
     """
     return _MODES[mode](loss, averages, world) if world.size > 1 else loss
 
 
 def _ddp(loss: LossModule, averages: Sequence[nn.Module], world: World) -> nn.Module:
     devices = [world.device] if world.device.type == "cuda" else None
-    resting = any(group.resting for group in loss.task.groups(loss.module))
-    return DistributedDataParallel(loss, device_ids=devices, find_unused_parameters=resting)
+    sparse = any(group.may_lack_gradient for group in loss.task.groups(loss.module))
+    return DistributedDataParallel(loss, device_ids=devices, find_unused_parameters=sparse)
 
 
 def _fsdp(loss: LossModule, averages: Sequence[nn.Module], world: World) -> nn.Module:
@@ -81,38 +79,13 @@ def gradients_exchanged(loss: nn.Module, last: bool) -> Iterator[None]:
         with loss.no_sync():
             yield
         return
-    if _cuts(loss):
+    if _shards(loss):
         loss.set_requires_gradient_sync(last)
     yield
 
 
-def _cuts(module: nn.Module) -> TypeGuard[FSDPModule]:
+def _shards(module: nn.Module) -> TypeGuard[FSDPModule]:
     return hasattr(module, "set_requires_gradient_sync")
-
-
-def is_cut(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether each process has a part of the tensor only."""
-    return hasattr(tensor, "device_mesh")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process has: all of it, unless it is cut up."""
-    return tensor.to_local() if is_cut(tensor) else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be cut up. All processes must ask."""
-    return tensor.full_tensor() if is_cut(tensor) else tensor
-
-
-def cut_like(tensor: Tensor, example: Tensor) -> Tensor:
-    """`tensor`, which every process has whole, as `example` is: cut up the same, on the same device."""
-    tensor = tensor.to(example.device)
-    if not is_cut(example):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
 
 
 def prepare(module: nn.Module, config: RunConfig) -> None:
