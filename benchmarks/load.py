@@ -71,10 +71,12 @@ def load_ours(path: str) -> dict[str, object]:
     started = time.perf_counter()
     import torch
 
+    from sfumato.modelfiles.load_options import LoadOptions
     from sfumato.pipeline.model import load_model
 
     imported = time.perf_counter()
-    model = load_model(Path(path), name="bench", device=torch.device("cpu"), dtype=torch.float32)
+    options = LoadOptions(device="cpu", dtype="float32", engine="eager")
+    model = load_model(Path(path), options, name="bench")
     loaded = time.perf_counter()
     memory = _memory_mb()
     with torch.inference_mode():

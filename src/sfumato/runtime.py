@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import platform
@@ -58,9 +59,14 @@ def resolve_device(name: str = "auto") -> torch.device:
 def _announced(device: torch.device) -> torch.device:
     """Say so where nobody has run the tests yet."""
     if device.type != "cpu" and not is_nvidia(device):
-        kind = "cuda (ROCm)" if device.type == "cuda" else device.type
-        logger.warning("device %s: sfumato's tests have not been run on one yet", kind)
+        _warn_untried("cuda (ROCm)" if device.type == "cuda" else device.type)
     return device
+
+
+@functools.cache
+def _warn_untried(kind: str) -> None:
+    """Log that the tests haven't been run on such a device, once in a process."""
+    logger.warning("device %s: sfumato's tests have not been run on one yet", kind)
 
 
 def is_nvidia(device: torch.device) -> bool:

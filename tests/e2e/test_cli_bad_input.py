@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_nothing(cli: Cli, folder: Path) -> None:
 def test_a_read_only_folder_is_found_before_any_work(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "locked").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")  # root may write anywhere
-    monkeypatch.setattr("sfumato.pipeline.load_pipeline.load_pipeline", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.setattr("sfumato.pipeline.load_pipeline.load_with", lambda *_, **__: pytest.fail("loaded a model"))
     outcome = cli("generate", "cat", "--out", "locked/pictures")
     assert outcome.code == 1 and "locked: no permission to write there" in outcome.errors[0]
     assert files_in(folder) == []

@@ -16,6 +16,7 @@ import sfumato
 from sfumato import json_files
 from sfumato.diffusion.noise_schedule import NoiseSchedule
 from sfumato.errors import InvalidConfig, ModelNotFound, SfumatoError
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.models.clip_vision import ClipVisionConfig
 from sfumato.models.unet import UNetConfig
 from sfumato.pipeline.model import load_model
@@ -33,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def _load(path: Path) -> str:
     """What loading says, and that it says it before any network was built at length."""
     with pytest.raises(SfumatoError) as caught:
-        load_model(path, name="hostile", device=torch.device("cpu"), dtype=torch.float32)
+        load_model(path, LoadOptions(device="cpu"), name="hostile")
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 1000

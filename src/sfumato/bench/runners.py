@@ -116,15 +116,19 @@ class TorchRunner:
 
 
 def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
+    from sfumato.modelfiles.load_options import LoadOptions
     from sfumato.pipeline.model import GUIDANCE_SCALE, load_model
     from sfumato.pipeline.pipeline import Pipeline
     from sfumato.pipeline.presets import PRESET, with_preset
     from sfumato.pipeline.request import Request
 
-    device = resolve_device(plan.device)
-    dtype = resolve_dtype(contender.dtype or plan.dtype, device)
     is_preset = contender.kind == "preset"
-    loaded = load_model(model, name="bench", device=device, dtype=dtype, engine="auto" if is_preset else contender.name)
+    options = LoadOptions(
+        device=plan.device,
+        dtype=contender.dtype or plan.dtype,
+        engine="auto" if is_preset else contender.name,
+    )
+    loaded = load_model(model, options, name="bench")
     pipeline = Pipeline(loaded, safety="off", watermark=False)
 
     def paint(steps: int, count: int) -> object:
@@ -149,7 +153,7 @@ def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
         factor=loaded.autoencoder.config.factor,
         side=loaded.size,
     )
-    return TorchRunner(networks, plan, device, dtype)
+    return TorchRunner(networks, plan, loaded.device, loaded.dtype)
 
 
 def _load_diffusers(contender: Contender, plan: Plan, model: Path) -> Runner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.modelfiles.model_library import resolve
 from sfumato.pipeline.model import load_model
 from sfumato.pipeline.pipeline import Pipeline
@@ -33,25 +34,44 @@ def load_pipeline(
 ) -> Pipeline:
     """Load a model by name ("pocket", "v1-4", one you added), path (folder, `.safetensors`, `.ckpt`) or Hub id.
 
-    `vae` is another autoencoder's file or folder; `ema` takes the moving average where a file has it beside the last
-    step; `variant` "fp16" prefers half-precision files. `engine` is how the networks run: "auto", "eager" or another
-    of `engines.names`; `memory` is how much it may take ("auto", "lean" or "low"), `vae_tiling` how large pictures pass
-    the autoencoder (`engines.names.TILINGS`; by default what belongs to the memory mode). `token`, `revision` and
-    `offline` are for the Hub. Raises `ModelNotFound`, `HubError`, `CheckpointError`, `InvalidConfig` or `OutOfMemory`.
+    `safety` is what happens to pictures that the checker flags, `watermark` whether they get the invisible mark; the
+    rest is as in `LoadOptions`. Raises `InvalidRequest`, `ModelNotFound`, `HubError`, `CheckpointError`,
+    `InvalidConfig`, `MissingExtra` or `OutOfMemory`.
     """
-    target = resolve_device(device)
-    location = resolve(model, token=token, revision=revision, offline=offline, variant=variant, on_progress=on_progress)
-    loaded = load_model(
-        location.path,
-        name=location.name,
-        device=target,
-        dtype=resolve_dtype(dtype, target),
-        vae=Path(vae) if vae is not None else None,
+    options = LoadOptions(
+        device=device,
+        dtype=dtype,
+        vae=vae,
         ema=ema,
         variant=variant,
         engine=engine,
         memory=memory,
         vae_tiling=vae_tiling,
+        batch_size=batch_size,
+        token=token,
+        revision=revision,
+        offline=offline,
+    )
+    return load_with(options, model, safety=safety, watermark=watermark, on_progress=on_progress)
+
+
+def load_with(
+    options: LoadOptions,
+    model: str | Path,
+    *,
+    safety: Policy = "flag",
+    watermark: bool = True,
+    on_progress: OnProgress = ignore,
+) -> Pipeline:
+    """Load a model as `load_pipeline` does, with its options as one object. Raises the same."""
+    resolve_dtype(options.dtype, resolve_device(options.device))  # refused before anything is downloaded
+    location = resolve(
+        model,
+        token=options.token,
+        revision=options.revision,
+        offline=options.offline,
+        variant=options.variant,
         on_progress=on_progress,
     )
-    return Pipeline(loaded, safety=safety, watermark=watermark, batch_size=batch_size)
+    loaded = load_model(location.path, options, name=location.name, on_progress=on_progress)
+    return Pipeline(loaded, safety=safety, watermark=watermark, batch_size=options.batch_size)

@@ -18,6 +18,7 @@ from sfumato.engines.engine import Engine
 from sfumato.engines.registry import start
 from sfumato.errors import CheckpointError, InvalidConfig
 from sfumato.modelfiles.library_index import model_hash
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.modelfiles.open_model import ModelFiles, Part, naming, open_model, read_tokenizer
 from sfumato.modelfiles.weight_cache import warm_parts
 from sfumato.models import compvis
@@ -27,7 +28,7 @@ from sfumato.models.unet import UNet
 from sfumato.pipeline.memory_mode import settle, tiling_in, warm_fits
 from sfumato.progress import OnProgress, Progress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
-from sfumato.runtime import compute_exactly
+from sfumato.runtime import compute_exactly, resolve_device, resolve_dtype
 from sfumato.weights.mapper import fill, fill_as_stored
 
 GUIDANCE_SCALE = 7.5  # for a model whose makers recommend none: diffusers' default, and the card's samples'
@@ -105,42 +106,36 @@ def weights_sha256(path: Path, weights: Sequence[WeightFile], *, last_step: bool
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def load_model(
-    path: Path,
-    *,
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    vae: Path | None = None,
-    ema: bool = True,
-    variant: str | None = None,
-    engine: str = "eager",
-    memory: str = "auto",
-    vae_tiling: str | None = None,
-    on_progress: OnProgress = ignore,
-) -> Model:
+def load_model(path: Path, options: LoadOptions, *, name: str, on_progress: OnProgress = ignore) -> Model:
     """Read a model in either layout onto a device, tensor by tensor from the memory map, and start its engine.
 
     Parts that `warm_start.warm` has written before are read from there: the same numbers, in less time and memory;
     not where `warm_fits` says that their own files are the smaller choice.
 
-    `memory` is one of `engines.names.MEMORY_MODES`; `vae_tiling` None is what belongs to it. Raises as `open_model`,
-    `engines.catalog.start`, `tiling_in` and `settle` do, and `InvalidConfig` for parts that don't fit each other.
+    Raises as `open_model`, `resolve_device`, `engines.registry.start`, `tiling_in` and `settle` do, and `InvalidConfig`
+    for parts that don't fit each other.
     """
-    tiling = tiling_in(memory, vae_tiling)
+    device = resolve_device(options.device)
+    dtype = resolve_dtype(options.dtype, device)
+    memory, tiling = options.memory, tiling_in(options.memory, options.vae_tiling)
+    vae = None if options.vae is None else Path(options.vae)
     compute_exactly(device, dtype)
-    with open_model(path, vae=vae, ema=ema, variant=variant) as files:
+    with open_model(path, vae=vae, ema=options.ema, variant=options.variant) as files:
         tokenizer, noise_schedule = check_fit(files)
         weights = files_read(files)
         shapes = (entry.shape for part in files.parts.values() for entry in part.entries)
         with ExitStack() as stack:
-            warm = stack.enter_context(warm_parts(files, dtype)) if warm_fits(shapes, engine, memory, device) else {}
+            warm = (
+                stack.enter_context(warm_parts(files, dtype))
+                if warm_fits(shapes, options.engine, memory, device)
+                else {}
+            )
             for step, (part_name, part) in enumerate(files.parts.items()):
                 on_progress(Progress(stage="load", step=step, steps=len(files.parts)))
                 _fill(warm.get(part_name, part), dtype, device)
         on_progress(Progress(stage="load", step=len(files.parts), steps=len(files.parts)))
         unet, autoencoder, text_encoder = files.unet.module, files.vae.module, files.text_encoder.module
-        started = start(engine, unet, autoencoder, tiling=tiling, memory=memory)
+        started = start(options.engine, unet, autoencoder, tiling=tiling, memory=memory)
         settle((unet, autoencoder, text_encoder), started, memory, device, dtype)
         return Model(
             name=name,

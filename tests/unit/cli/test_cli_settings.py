@@ -9,6 +9,7 @@ import pytest
 from sfumato.cli.options.flags import REQUEST_FLAGS, RUN_FLAGS
 from sfumato.cli.options.settings import KEYS, RunSettings, read_settings
 from sfumato.errors import InvalidConfig, InvalidRequest
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.pipeline.field_text import field_text
 from sfumato.pipeline.presets import PRESET
 from sfumato.pipeline.request import Request
@@ -60,7 +61,7 @@ def test_switches_are_read_from_text_and_from_toml(tmp_path: Path, environment: 
     (tmp_path / "sfumato.toml").write_text("watermark = false\nema = false\n")
     environment["SFUMATO_EMA"] = "Yes"
     run = read_settings({"offline": "true"}, environment=environment, folder=tmp_path).run()
-    assert run == RunSettings(watermark=False, ema=True, offline=True)
+    assert run == RunSettings(watermark=False, options=LoadOptions(ema=True, offline=True))
 
 
 def test_text_in_a_file_is_read_as_in_the_environment(tmp_path: Path) -> None:
@@ -108,5 +109,6 @@ def test_every_field_has_a_flag_that_tells_its_default() -> None:
         if value not in (None, ""):
             assert flag.default == field_text(value), name
     run = {flag.name for flag in RUN_FLAGS}
-    assert run | {"out", "format"} == set(RunSettings.__dataclass_fields__)
-    assert set(KEYS) == (set(flags) | set(RunSettings.__dataclass_fields__)) - {"init_image", "mask"}
+    settings = {*RunSettings.__dataclass_fields__, *LoadOptions.__dataclass_fields__} - {"options", "vae", "token"}
+    assert run | {"out", "format"} == settings
+    assert set(KEYS) == (set(flags) | settings) - {"init_image", "mask"}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import sfumato
 from sfumato.errors import CheckpointError
 from sfumato.modelfiles.conversion import convert
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.modelfiles.open_model import open_model
 from sfumato.models import compvis
 from sfumato.models.unet import UNet
@@ -38,8 +39,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def _load(path: Path, **choices: object) -> Model:
-    return load_model(path, name="m", device=torch.device("cpu"), dtype=torch.float32, **choices)  # type: ignore[arg-type]
+def _load(path: Path, *, vae: Path | None = None, ema: bool = True, variant: str | None = None) -> Model:
+    return load_model(path, LoadOptions(device="cpu", vae=vae, ema=ema, variant=variant), name="m")
 
 
 def _digest(path: Path) -> str:

@@ -14,6 +14,7 @@ import torch
 from sfumato.bench.random_model import random_model
 from sfumato.errors import InvalidRequest
 from sfumato.modelfiles.conversion import convert
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.modelfiles.open_model import open_model
 from sfumato.modelfiles.user_caches import cleared, contents
 from sfumato.modelfiles.weight_cache import entries, warm, warm_folder
@@ -23,6 +24,7 @@ from sfumato.models.unet import UNetConfig
 from sfumato.nn.lazy_weights import stored_layers
 from sfumato.pipeline import memory_mode
 from sfumato.pipeline.model import Model, load_model
+from sfumato.runtime import dtype_name
 from sfumato.weights import mapper
 from sfumato.weights.checkpoint import Checkpoint
 from support.tiny_pipeline import POCKET
@@ -60,7 +62,7 @@ def written(file: Path, dtype: str) -> Path:
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
-    return load_model(path, name="half", device=torch.device("cpu"), dtype=dtype)
+    return load_model(path, LoadOptions(device="cpu", dtype=dtype_name(dtype), engine="eager"), name="half")
 
 
 def answer(model: Model) -> torch.Tensor:
@@ -164,7 +166,7 @@ def test_where_float32_is_too_much_the_smaller_file_is_read(
         numbers = sum(prod(entry.shape) for part in files.parts.values() for entry in part.entries)
     for free, dtype in ((4 * numbers / 0.59, torch.float32), (4 * numbers / 0.7, torch.float16)):
         monkeypatch.setattr(memory_mode, "free_memory", lambda device, free=free: int(free))
-        model = load_model(half, name="half", device=torch.device("cpu"), dtype=torch.float32, engine=engine)
+        model = load_model(half, LoadOptions(device="cpu", engine=engine), name="half")
         stored = list(stored_layers(model.unet))
         assert {layer.weight.dtype for layer in stored} <= {dtype}
         left_in_file = engine == "eager" and dtype is torch.float16

@@ -14,6 +14,7 @@ from sfumato.cli.models.autoencoders import load_autoencoder
 from sfumato.data.samples import Sample
 from sfumato.data.shard_writer import as_stored, write_shards
 from sfumato.errors import Cancelled, InvalidRequest, ModelNotFound
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet import UNetConfig
@@ -133,7 +134,7 @@ def test_a_second_call_finds_all_done_and_changes_nothing(trained: Pocket, emoji
 
 def test_the_exported_model_loads_and_has_the_newest_decoder(trained: Pocket, tmp_path: Path) -> None:
     trained.export(tmp_path / "model")
-    model = load_model(tmp_path / "model", name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+    model = load_model(tmp_path / "model", LoadOptions(device="cpu"), name="tiny")
     decoder = trained.autoencoder().decoder.conv_out.weight
     torch.testing.assert_close(model.autoencoder.decoder.conv_out.weight, decoder, atol=1e-3, rtol=1e-3)
     unet = weights_of_run(trained.folder / "scenes-annealed")["unet.conv_in.weight"]
@@ -212,7 +213,7 @@ def test_the_first_weights_are_the_models(trained: Pocket, tmp_path: Path, emoji
     task = pocket._task("annealed", pocket._training("annealed"))
     first = pocket._first("annealed", task)
     assert first is not None
-    loaded = load_model(model, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+    loaded = load_model(model, LoadOptions(device="cpu"), name="tiny")
     for ours, theirs in ((first.unet, loaded.unet), (first.text_encoder, loaded.text_encoder)):
         assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
@@ -295,7 +296,7 @@ def test_a_model_goes_on_learning_with_its_autoencoder(trained: Pocket, tmp_path
     assert encoder_hash(again.latent_autoencoder) != encoder_hash(given)
     assert again.moments("scenes").moments.autoencoder == encoder_hash(again.latent_autoencoder)
     changes = weights_of_run(folder / "scenes-again")["unet.conv_in.weight"] - (
-        load_model(tmp_path / "model", name="tiny", device=torch.device("cpu"), dtype=torch.float32).unet.conv_in.weight
+        load_model(tmp_path / "model", LoadOptions(device="cpu"), name="tiny").unet.conv_in.weight
     )
     assert 0.0 < changes.abs().max() < 0.01
     again.export(tmp_path / "further")

@@ -14,6 +14,7 @@ import pytest
 
 import sfumato
 from sfumato.errors import InvalidRequest
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.pipeline.metadata import read_provenance
 from sfumato.pipeline.pipeline import Pipeline
 from sfumato.report.evaluation.evaluation_plan import Plan, labelled, make_plan, read_run, start
@@ -46,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(model: Path) -> Pipeline:
-    return load_for_evaluation(str(model), device="cpu")
+    return load_for_evaluation(str(model), LoadOptions(device="cpu"))
 
 
 def plan_for(model: Path, folder: Path, prompts: PromptList = PROMPTS, protocol: Protocol = PROTOCOL) -> Plan:
@@ -102,7 +103,7 @@ def test_shards_make_up_the_whole(model: Path, pipeline: Pipeline, whole: Path, 
 def test_a_batch_of_which_one_picture_is_lost_is_painted_as_before(model: Path, tmp_path: Path) -> None:
     """Neighbours in a batch change the last bits: the same ones have to be there again."""
     plan = plan_for(model, tmp_path)
-    batched = load_for_evaluation(str(model), device="cpu", batch_size=3)
+    batched = load_for_evaluation(str(model), LoadOptions(device="cpu", batch_size=3))
     paint(tmp_path, plan, PROMPTS, load=lambda _: batched)
     before = hashes(tmp_path)
     for index in (1, 4):
@@ -116,10 +117,11 @@ def test_kill_9_in_the_middle_changes_nothing(model: Path, pipeline: Pipeline, t
     plan = plan_for(model, tmp_path / "killed", prompts)
     script = (
         "import sys\nfrom pathlib import Path\n"
+        "from sfumato.modelfiles.load_options import LoadOptions\n"
         "from sfumato.report.evaluation.run_pictures import load_for_evaluation, paint\n"
         "from sfumato.report.evaluation.evaluation_plan import read_run\n"
         "folder = Path(sys.argv[1])\n"
-        "paint(folder, *read_run(folder), load=lambda model: load_for_evaluation(model, device='cpu'))\n"
+        "paint(folder, *read_run(folder), load=lambda model: load_for_evaluation(model, LoadOptions(device='cpu')))\n"
     )
     source = str(Path(sfumato.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source}
@@ -147,7 +149,7 @@ def test_a_run_is_never_continued_with_anything_else(model: Path, whole: Path, t
     with pytest.raises(InvalidRequest, match="holds an evaluation with other prompts sha256"):
         plan_for(model, whole, pinned(PROMPTS.prompts[:4]))
     plan, prompts = read_run(whole)
-    other = load_for_evaluation(str(model), device="cpu", dtype="bfloat16")
+    other = load_for_evaluation(str(model), LoadOptions(device="cpu", dtype="bfloat16"))
     picture_path(whole, plan.cells[0], 0).rename(tmp_path / "kept.png")
     try:
         with pytest.raises(InvalidRequest, match="made with dtype float32, now it is bfloat16"):
@@ -224,7 +226,7 @@ def test_tasks_of_a_cluster_paint_the_same(
     monkeypatch.setattr("sfumato.report.evaluation.on_ray.require", lambda module, extra: ray)
     plan_for(model, tmp_path)
     told: list[int] = []
-    assert paint_on_ray(tmp_path, 3, options={"device": "cpu"}, gpus=0.5, on_pictures=told.append) == 10
+    assert paint_on_ray(tmp_path, 3, options=LoadOptions(device="cpu"), gpus=0.5, on_pictures=told.append) == 10
     assert sorted(told) == [2, 4, 4]
     assert ray.asked == [{"num_gpus": 0.5, "max_retries": 3}]
     assert hashes(tmp_path) == hashes(whole)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfumato.errors import InvalidRequest, MissingExtra
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.pictures.pixels import Pixels
 from sfumato.pocket.scenes import BACKGROUNDS
 from sfumato.report.evaluation.comparing import compare, parse_side, summary
@@ -305,7 +306,7 @@ def test_pairs_are_compared() -> None:
 def test_what_a_side_changes(tmp_path: Path) -> None:
     side = parse_side("pocket", ["steps=20", "dtype=bfloat16", "ema=false", "guidance-scale=3"])
     assert side.fields == {"steps": 20, "guidance_scale": 3.0}
-    assert side.loading == {"dtype": "bfloat16", "ema": False}
+    assert side.loading == LoadOptions(dtype="bfloat16", ema=False)
     assert side.folder is None
     assert parse_side(str(tmp_path), []).folder == tmp_path
     for wrong in ("steps", "prompt=x", "nothing=3", "batch_size=0", "ema=perhaps"):

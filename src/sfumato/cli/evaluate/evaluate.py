@@ -11,7 +11,6 @@ import typer
 
 from sfumato.cli.evaluate.evaluate_compare import compare
 from sfumato.cli.evaluate.evaluate_options import (
-    EVALUATION_FLAGS,
     GRID,
     Clip,
     Count,
@@ -35,13 +34,14 @@ from sfumato.cli.evaluate.evaluate_options import (
     statistics_files,
 )
 from sfumato.cli.evaluate.evaluate_probe import probe
-from sfumato.cli.options.flags import Given, Json, Overwrite, with_flags
+from sfumato.cli.options.flags import LOAD_FLAGS, Given, Json, Overwrite, with_flags
 from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json, write_line
 from sfumato.cli.terminal.progress_bar import tracking
 from sfumato.errors import InvalidRequest
 from sfumato.files import user_path
 
 if TYPE_CHECKING:
+    from sfumato.modelfiles.load_options import LoadOptions
     from sfumato.report.evaluation.protocols import Protocol
     from sfumato.report.features.network import Network
 
@@ -147,7 +147,7 @@ On = Annotated[
 
 
 @evaluate.command()
-@with_flags(*EVALUATION_FLAGS)
+@with_flags(*LOAD_FLAGS)
 def run(
     given: Given,
     folder: Folder,
@@ -255,7 +255,7 @@ def report(
 
 
 @evaluate.command("reproduce-card")
-@with_flags(*EVALUATION_FLAGS)
+@with_flags(*LOAD_FLAGS)
 def reproduce_card(
     given: Given,
     model: Annotated[
@@ -315,7 +315,7 @@ def _paint(
     models: list[str],
     prompts: Path | None,
     protocol: Protocol,
-    options: dict[str, Any],
+    options: LoadOptions,
     *,
     shard: str | None = None,
     on: str = "here",
@@ -347,7 +347,7 @@ def _paint(
             plan,
             listed,
             shard=part,
-            load=lambda model: load_for_evaluation(model, **options),
+            load=lambda model: load_for_evaluation(model, options),
             on_progress=tracker.on_progress,
             on_pictures=tracker.done,
         )

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.options.flags import RUN_FLAGS, Given
+from sfumato.cli.options.flags import Given
 from sfumato.errors import InvalidRequest
 from sfumato.files import user_path
 
 if TYPE_CHECKING:
+    from sfumato.modelfiles.load_options import LoadOptions
     from sfumato.report.evaluation.protocols import Protocol
     from sfumato.report.features.network import Network
-
-# Pictures are judged as the model paints them.
-EVALUATION_FLAGS = tuple(flag for flag in RUN_FLAGS if flag.name not in ("safety", "watermark"))
 
 NETWORKS, GRID, SURE = "Networks (local files)", "What to paint", "How sure"
 
@@ -96,23 +94,11 @@ Steps = Annotated[
 Examples = Annotated[int, typer.Option(metavar="N", help="Prompts whose pictures the page shows.")]
 
 
-def loading_options(given: Given) -> dict[str, Any]:
-    """What `load_pipeline` takes, from flags, environment and files."""
+def loading_options(given: Given) -> LoadOptions:
+    """Read how to load the models, from flags, environment and files."""
     from sfumato.cli.options.settings import read_settings
 
-    run = read_settings(given).run()
-    return {
-        "device": run.device,
-        "dtype": run.dtype,
-        "engine": run.engine,
-        "memory": run.memory,
-        "vae_tiling": run.vae_tiling,
-        "ema": run.ema,
-        "variant": run.variant,
-        "revision": run.revision,
-        "offline": run.offline,
-        "batch_size": 1 if run.deterministic else run.batch_size,
-    }
+    return read_settings(given).run().loading
 
 
 def networks(

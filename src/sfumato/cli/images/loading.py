@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sfumato.cli.options.settings import RunSettings
@@ -30,26 +31,16 @@ class Models:
 
     def pipeline(self, request: Request) -> Pipeline:
         """Raises as `load_pipeline` does."""
-        from sfumato.pipeline.load_pipeline import load_pipeline
+        from sfumato.pipeline.load_pipeline import load_with
 
         key = (request.model, request.vae)
         if self._loaded is not None and self._loaded[0] == key:
             return self._loaded[1]
         self._loaded = None
         settings = self._settings
-        pipeline = load_pipeline(
+        pipeline = load_with(
+            replace(settings.loading, vae=request.vae),
             request.model,
-            vae=request.vae,
-            device=settings.device,
-            dtype=settings.dtype,
-            engine=settings.engine,
-            memory=settings.memory,
-            vae_tiling=settings.vae_tiling,
-            ema=settings.ema,
-            variant=settings.variant,
-            revision=settings.revision,
-            offline=settings.offline,
-            batch_size=1 if settings.deterministic else settings.batch_size,
             safety=settings.safety,
             watermark=settings.watermark,
             on_progress=self._on_progress,

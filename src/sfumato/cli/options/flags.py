@@ -176,7 +176,7 @@ REQUEST_FLAGS = (
     Flag(name="vae", help="Another autoencoder: file or folder.", panel=MODEL, metavar="PATH"),
 )
 
-RUN_FLAGS = (
+LOAD_FLAGS = (
     Flag(name="device", help="auto, cpu, cuda, cuda:N, mps.", panel=MODEL, metavar="NAME", default="auto"),
     Flag(name="dtype", help="auto, float32, float16, bfloat16.", panel=MODEL, metavar="NAME", default="auto"),
     Flag(
@@ -220,6 +220,10 @@ RUN_FLAGS = (
         switch=True,
     ),
     Flag(name="offline", help="Never use the network.", panel=MODEL, switch=True),
+)
+
+RUN_FLAGS = (
+    *LOAD_FLAGS,
     Flag(
         name="safety",
         help="off, flag, blur or block what the checker finds.",

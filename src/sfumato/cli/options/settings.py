@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sfumato.cli.options.flags import SAFETY_POLICIES, Given, SafetyPolicy
 from sfumato.cli.terminal.output_lines import write_note
 from sfumato.diffusion.sampler_info import check_choice
-from sfumato.engines.names import ENGINES, MEMORY_MODES, TILINGS
 from sfumato.errors import InvalidConfig, InvalidRequest
+from sfumato.modelfiles.load_options import LoadOptions, check_kinds, field_kinds, option_value
 from sfumato.pipeline.field_text import FIELDS, field_value
 from sfumato.pipeline.presets import PRESET, gives_up, with_preset
 from sfumato.pipeline.request import Request
@@ -23,73 +23,40 @@ from sfumato.runtime import logger
 FILE_NAME = "sfumato.toml"
 ENVIRONMENT = "SFUMATO_"
 MAX_BYTES = 2**20
-MAX_BATCH = 1024
 
-_SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _OWN_TO_A_PICTURE = ("prompt", "init_image", "mask")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """How a model is loaded and its pictures are handed out: what isn't in a `Request`."""
+    """How a model is loaded and its pictures are handed out: what isn't in a `Request`.
 
-    device: str = "auto"
-    dtype: str = "auto"
-    engine: str = "auto"
-    memory: str = "auto"
-    vae_tiling: str | None = None
-    variant: str | None = None
-    revision: str | None = None
-    ema: bool = True
-    batch_size: int | None = None
+    `deterministic` runs one picture at a time, whatever `options` says.
+    """
+
+    options: LoadOptions = field(default_factory=LoadOptions)
     deterministic: bool = False
-    offline: bool = False
     safety: SafetyPolicy = "flag"
     watermark: bool = True
     out: str = "pictures"
     format: str = "png"
 
     def __post_init__(self) -> None:
-        for field, kind in _RUN_TYPES.items():
-            value = getattr(self, field)
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise InvalidRequest(f"{field} {value!r} must be {_KIND_NAMES[kind]}", field=field)
-        if self.batch_size is not None and not 1 <= self.batch_size <= MAX_BATCH:
-            raise InvalidRequest(
-                f"batch_size {self.batch_size} must be a whole number from 1 to {MAX_BATCH}", field="batch_size"
-            )
-        check_choice("engine", self.engine, ENGINES)
-        check_choice("memory", self.memory, MEMORY_MODES)
-        if self.vae_tiling is not None:
-            check_choice("vae_tiling", self.vae_tiling, TILINGS)
+        check_kinds(self)
         check_choice("safety", self.safety, SAFETY_POLICIES)
 
+    @property
+    def loading(self) -> LoadOptions:
+        """The options to load a model with."""
+        return replace(self.options, batch_size=1) if self.deterministic else self.options
 
-_RUN_TYPES: Mapping[str, Any] = {
-    "device": str,
-    "dtype": str,
-    "engine": str,
-    "memory": str,
-    "vae_tiling": str | None,
-    "variant": str | None,
-    "revision": str | None,
-    "ema": bool,
-    "batch_size": int | None,
-    "deterministic": bool,
-    "offline": bool,
-    "safety": str,
-    "watermark": bool,
-    "out": str,
-    "format": str,
-}
-_KIND_NAMES: Mapping[Any, str] = {
-    str: "text",
-    str | None: "text",
-    bool: "true or false",
-    int | None: "a whole number",
-}
 
-KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), PRESET, *_RUN_TYPES)
+# The VAE belongs to a request; a token has its own places.
+_LOAD_KINDS = {name: kinds for name, kinds in field_kinds(LoadOptions).items() if name not in ("vae", "token")}
+_OWN_KINDS = {name: kinds for name, kinds in field_kinds(RunSettings).items() if name != "options"}
+_KINDS = _LOAD_KINDS | _OWN_KINDS
+
+KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), PRESET, *_KINDS)
 """What the environment and the files may set."""
 
 # Names in the environment that others than the settings read.
@@ -120,9 +87,11 @@ class Settings:
 
     def run(self) -> RunSettings:
         """The settings that aren't a request's."""
-        values = {name: value for name, value in self.values.items() if name in _RUN_TYPES}
+        loading, own = (
+            {name: value for name, value in self.values.items() if name in kinds} for kinds in (_LOAD_KINDS, _OWN_KINDS)
+        )
         with _naming_origin(self.origins):
-            return RunSettings(**values)
+            return RunSettings(options=LoadOptions(**loading), **own)
 
 
 @contextmanager
@@ -222,19 +191,4 @@ def _value(name: str, text: str) -> Any:
         return secrets.randbelow(2**32)
     if name in FIELDS:
         return field_value(name, text)
-    return _READERS.get(_RUN_TYPES.get(name), str)(text)
-
-
-def _switch(text: str) -> bool | str:
-    return _SWITCHES.get(text.strip().lower(), text)
-
-
-def _whole(text: str) -> int | str:
-    """What is no number stays text, for `RunSettings` to refuse with its own message."""
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
-
-_READERS: Mapping[Any, Callable[[str], Any]] = {bool: _switch, int | None: _whole}
+    return option_value(_KINDS.get(name, (str,)), text)

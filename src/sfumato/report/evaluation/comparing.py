@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,9 @@ from PIL import Image
 from torch import nn
 
 from sfumato.errors import InvalidRequest
+from sfumato.modelfiles.load_options import LoadOptions, field_kinds, option_value
 from sfumato.pictures.pixels import Pixels, picture_to_tensor, psnr
 from sfumato.pipeline.field_text import FIELDS, field_value
-from sfumato.pipeline.load_pipeline import load_pipeline
 from sfumato.pipeline.presets import PRESET, with_preset
 from sfumato.pipeline.request import Request
 from sfumato.report.evaluation.reference import read_folder
@@ -27,14 +26,9 @@ from sfumato.report.features.clip_features import SPACE, ClipFeatures
 from sfumato.report.metrics.agreement import cosines
 from sfumato.report.metrics.structure import ssim
 
-# What a side may say of how its model is loaded: whatever `load_pipeline` takes, a new engine included.
-LOADING = tuple(
-    name
-    for name in inspect.signature(load_pipeline).parameters
-    if name not in ("model", "safety", "watermark", "token", "on_progress")
-)
-_OWN_TO_A_PAIR = ("prompt", "seed", "model", "vae", "init_image", "mask", "width", "height")
-_CHANGES = frozenset({*FIELDS, *LOADING, PRESET} - set(_OWN_TO_A_PAIR))
+_LOADING = field_kinds(LoadOptions)
+_OWN_TO_A_PAIR = ("prompt", "seed", "model", "vae", "token", "init_image", "mask", "width", "height")
+_CHANGES = frozenset({*FIELDS, *_LOADING, PRESET} - set(_OWN_TO_A_PAIR))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +37,7 @@ class Side:
 
     source: str
     fields: Mapping[str, Any] = field(default_factory=dict)
-    loading: Mapping[str, Any] = field(default_factory=dict)
+    loading: LoadOptions = field(default_factory=LoadOptions)
 
     @property
     def folder(self) -> Path | None:
@@ -63,11 +57,11 @@ def parse_side(source: str, changes: Sequence[str]) -> Side:
         if not equals or name not in _CHANGES:
             known = sorted(_CHANGES)
             raise InvalidRequest(f"change {change!r}: write FIELD=VALUE, with a field of {', '.join(known)}")
-        if name in LOADING:
-            loading[name] = _typed(name, text)
+        if name in _LOADING:
+            loading[name] = option_value(_LOADING[name], text)
         else:
             fields[name] = text if name == PRESET else field_value(name, text)
-    return Side(source=source, fields=with_preset(fields), loading=loading)
+    return Side(source=source, fields=with_preset(fields), loading=LoadOptions(**loading))
 
 
 def paint_side(
@@ -76,7 +70,7 @@ def paint_side(
     """The pictures of a side and the seconds each took (0 for a folder). Prompt i has seed + i."""
     if side.folder is not None:
         return read_folder(side.folder), 0.0
-    pipeline = load_for_evaluation(side.source, **side.loading)
+    pipeline = load_for_evaluation(side.source, side.loading)
     pictures: list[Pixels] = []
     started = time.perf_counter()
     for index, prompt in enumerate(prompts):
@@ -135,17 +129,3 @@ def _finite(value: float) -> float | None:
 def _distance(network: nn.Module, a: Pixels, b: Pixels) -> float:
     first, second = (picture_to_tensor(Image.fromarray(p), p.shape[1], p.shape[0]) for p in (a, b))
     return float(network(first, second)[0])
-
-
-def _typed(name: str, text: str) -> Any:
-    """Switches and numbers among the loading options; everything else is text."""
-    default = inspect.signature(load_pipeline).parameters[name].default
-    if isinstance(default, bool):
-        if text not in ("true", "false"):
-            raise InvalidRequest(f"{name} {text!r} must be true or false")
-        return text == "true"
-    if name == "batch_size":
-        if not text.isdecimal() or int(text) < 1:
-            raise InvalidRequest(f"batch_size {text!r} must be a whole number above 0")
-        return int(text)
-    return text

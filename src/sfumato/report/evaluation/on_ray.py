@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.report.evaluation.evaluation_plan import read_run
 from sfumato.report.evaluation.run_pictures import Shard, load_for_evaluation, paint
 from sfumato.runtime import require
@@ -15,13 +15,13 @@ def paint_on_ray(
     folder: Path,
     shards: int,
     *,
-    options: dict[str, Any],
+    options: LoadOptions,
     gpus: float = 0.0,
     on_pictures: Callable[[int], None] = lambda count: None,
 ) -> int:
     """Paint the run in `folder` as so many tasks, each with `gpus` of a GPU, and give the number of pictures painted.
 
-    `options` are `load_pipeline`'s. A task that dies is started again by Ray and goes on where it was.
+    A task that dies is started again by Ray and goes on where it was.
     `MissingExtra` without Ray.
     """
     ray = require("ray", extra="ray")
@@ -38,7 +38,7 @@ def paint_on_ray(
     return painted
 
 
-def _paint_shard(folder: str, index: int, of: int, options: dict[str, Any]) -> int:
+def _paint_shard(folder: str, index: int, of: int, options: LoadOptions) -> int:
     plan, prompts = read_run(Path(folder))
     shard = Shard(index=index, of=of)
-    return paint(Path(folder), plan, prompts, shard=shard, load=lambda model: load_for_evaluation(model, **options))
+    return paint(Path(folder), plan, prompts, shard=shard, load=lambda model: load_for_evaluation(model, options))

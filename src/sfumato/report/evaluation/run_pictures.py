@@ -16,9 +16,10 @@ import numpy as np
 
 from sfumato.errors import InvalidRequest, OutputError
 from sfumato.files import locked, write_text
+from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.pictures.pixels import Pixels
 from sfumato.pictures.untrusted_pictures import open_picture
-from sfumato.pipeline.load_pipeline import load_pipeline
+from sfumato.pipeline.load_pipeline import load_with
 from sfumato.pipeline.pipeline import Pipeline
 from sfumato.pipeline.saving import save_picture
 from sfumato.progress import OnProgress, ignore
@@ -75,9 +76,9 @@ def read_pictures(folder: Path, plan: Plan, cell: Cell) -> list[Pixels]:
     return [np.asarray(open_picture(picture_path(folder, cell, i))[0]) for i in range(plan.count)]
 
 
-def load_for_evaluation(model: str, **options: Any) -> Pipeline:
-    """A pipeline whose pictures are judged as they are: nobody checks them, and no mark is hidden in them."""
-    return load_pipeline(model, safety="off", watermark=False, **options)
+def load_for_evaluation(model: str, options: LoadOptions | None = None) -> Pipeline:
+    """Load a pipeline whose pictures are judged as they are: nobody checks them, and no mark is hidden in them."""
+    return load_with(options or LoadOptions(), model, safety="off", watermark=False)
 
 
 def paint(
