@@ -26,7 +26,8 @@ import sfumato
 from sfumato.engines.openvino import OpenVinoUNet
 from sfumato.engines.registry import start
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
-from sfumato.models.unet import UNet, UNetConfig
+from sfumato.models.unet import UNet
+from sfumato.models.unet_config import UNetConfig
 from sfumato.nn.empty import empty_modules
 
 ROUNDS = int(os.environ.get("SFUMATO_BENCH_ROUNDS", "3"))

@@ -111,7 +111,7 @@ class Posteriors:
 def run_ours(precision: str, batch: int, folder: Path, clock: Clock) -> None:
     from sfumato.json_files import read_object
     from sfumato.models.clip_text import ClipTextConfig
-    from sfumato.models.unet import UNetConfig
+    from sfumato.models.unet_config import UNetConfig
     from sfumato.prompt.tokenizer import Tokenizer
     from sfumato.train.run_config import OptimizerConfig, RunConfig
     from sfumato.train.tasks.diffusion_task import DiffusionTask, DiffusionTraining

@@ -27,6 +27,7 @@ from sfumato.engines.registry import choose, start
 from sfumato.engines.torch_kernels import TorchKernels
 from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.models import autoencoder, unet
+from sfumato.models.unet_config import UNetConfig
 from support.engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
 from support.tiny import AUTOENCODERS, UNETS
 
@@ -229,9 +230,7 @@ def test_auto_is_eager_for_small_models_and_winograd_for_wide_ones() -> None:
     assert choose(tiny_unet("v1-like")) == "eager"
     with torch.device("cpu"):
         wide = unet.UNet(
-            unet.UNetConfig(
-                block_channels=(32, 256), attention=(False, False), heads=(4, 4), depth=(1, 1), context_dim=8
-            )
+            UNetConfig(block_channels=(32, 256), attention=(False, False), heads=(4, 4), depth=(1, 1), context_dim=8)
         )
     assert choose(wide) == "winograd"
 

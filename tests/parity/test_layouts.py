@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError
 from sfumato.models import autoencoder, clip_text, compvis, unet
+from sfumato.models.unet_config import UNetConfig
 from sfumato.nn.empty import empty_modules
 from sfumato.weights.mapper import Layout, match, written_entries
 from support.in_memory import InMemory, load
@@ -23,7 +24,7 @@ def written(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
 
 def our_unet(name: str) -> unet.UNet:
     reference = diffusers_unet(name)
-    config = unet.UNetConfig.from_published(dict(reference.config))
+    config = UNetConfig.from_published(dict(reference.config))
     return load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict())
 
 
@@ -66,7 +67,7 @@ def test_unet_config_is_read_back_from_shapes(name: str) -> None:
     # heads, groups, upcasting and the trained size leave no trace in a file; levels without attention have no depth
     blank = {"heads": inferred.heads, "norm_groups": 32, "upcast_attention": False, "sample_size": 64}
     fields = {name: getattr(ours.config, name) for name in ours.config.__dataclass_fields__}
-    assert inferred == unet.UNetConfig(**(fields | blank))
+    assert inferred == UNetConfig(**(fields | blank))
 
 
 @pytest.mark.parametrize("name", ["v1-like", "factor 2", "no quant conv"])
@@ -83,14 +84,14 @@ def test_autoencoder_config_is_read_back_from_shapes(name: str) -> None:
 def test_default_shapes_are_inferred_exactly() -> None:
     with empty_modules():
         modules = {
-            unet.UNet(unet.UNetConfig()): compvis.unet_layout(unet.UNetConfig()),
+            unet.UNet(UNetConfig()): compvis.unet_layout(UNetConfig()),
             autoencoder.Autoencoder(autoencoder.AutoencoderConfig()): compvis.autoencoder_layout(
                 autoencoder.AutoencoderConfig()
             ),
             clip_text.ClipText(clip_text.ClipTextConfig()): compvis.text_layout(),
         }
     shapes = {e.theirs: e.shape for module, layout in modules.items() for e in written_entries(module, layout)}
-    assert compvis.infer_unet(shapes) == unet.UNetConfig()
+    assert compvis.infer_unet(shapes) == UNetConfig()
     assert compvis.infer_autoencoder(shapes) == autoencoder.AutoencoderConfig()
     assert compvis.infer_text(shapes) == clip_text.ClipTextConfig()
     assert len(shapes) == 686 + 248 + 196  # the tensors of the published file

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import sfumato
 from sfumato.models import autoencoder, clip_text, clip_vision, unet
+from sfumato.models.unet_config import UNetConfig
 from sfumato.nn.empty import empty_modules
 from support.in_memory import load
 from support.tiny import (
@@ -40,7 +41,7 @@ def gaussian(*shape: int, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("name", UNETS)
 def test_unet_matches_diffusers(name: str) -> None:
     reference = diffusers_unet(name)
-    config = unet.UNetConfig.from_published(dict(reference.config))
+    config = UNetConfig.from_published(dict(reference.config))
     ours = load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict())
     x = gaussian(2, config.in_channels, 16, 24)
     context = gaussian(2, 7, config.context_dim, seed=2)
@@ -51,7 +52,7 @@ def test_unet_matches_diffusers(name: str) -> None:
 @pytest.mark.parametrize("name", UNETS)
 def test_unet_takes_the_same_latents_under_several_contexts(name: str) -> None:
     reference = diffusers_unet(name)
-    config = unet.UNetConfig.from_published(dict(reference.config))
+    config = UNetConfig.from_published(dict(reference.config))
     ours = load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict())
     x, context = gaussian(2, config.in_channels, 9, 16), gaussian(6, 7, config.context_dim, seed=2)
     expected = reference(x.repeat(3, 1, 1, 1), torch.tensor(981.0), context).sample
@@ -61,7 +62,7 @@ def test_unet_takes_the_same_latents_under_several_contexts(name: str) -> None:
 @pytest.mark.parametrize("size", [(9, 16), (10, 10), (3, 5), (2, 3)])
 def test_unet_matches_diffusers_at_sizes_that_do_not_halve(size: tuple[int, int]) -> None:
     reference = diffusers_unet("v1-like")
-    config = unet.UNetConfig.from_published(dict(reference.config))
+    config = UNetConfig.from_published(dict(reference.config))
     ours = load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict())
     x, context, t = gaussian(1, 4, *size), gaussian(1, 7, 24, seed=2), torch.tensor([500.0])
     assert_close(ours(x, t, context), reference(x, t, context).sample)
@@ -126,7 +127,7 @@ def test_image_encoder_matches_transformers(activation: str) -> None:
 
 def test_default_shapes_are_v1() -> None:
     with empty_modules():
-        models = unet.UNet(unet.UNetConfig()), autoencoder.Autoencoder(autoencoder.AutoencoderConfig())
+        models = unet.UNet(UNetConfig()), autoencoder.Autoencoder(autoencoder.AutoencoderConfig())
         text = clip_text.ClipText(clip_text.ClipTextConfig())
     counts = [sum(p.numel() for p in model.parameters()) for model in (*models, text)]
     assert counts == [859_520_964, 83_653_863, 123_060_480]
@@ -135,7 +136,7 @@ def test_default_shapes_are_v1() -> None:
 @pytest.mark.parametrize(
     ("config", "file"),
     [
-        (unet.UNetConfig, "unet"),
+        (UNetConfig, "unet"),
         (autoencoder.AutoencoderConfig, "vae"),
         (clip_text.ClipTextConfig, "text_encoder"),
     ],

@@ -19,7 +19,8 @@ from sfumato.engines.torch_kernels import TorchKernels
 from sfumato.errors import InvalidRequest
 from sfumato.models import autoencoder
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
-from sfumato.models.unet import UNet, UNetConfig
+from sfumato.models.unet import UNet
+from sfumato.models.unet_config import UNetConfig
 from support.in_memory import load
 from support.tiny import AUTOENCODERS, diffusers_autoencoder
 

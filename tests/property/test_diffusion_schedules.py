@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sfumato.diffusion.beta_quantile import beta_quantile
-from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS, SPACINGS
+from sfumato.diffusion.profiles import PROFILES
+from sfumato.diffusion.sampler_info import SAMPLERS, SPACINGS
 from sfumato.diffusion.schedule import NoiseSchedule, Schedule, make_schedule
 
 NOISE = NoiseSchedule()

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS
+from sfumato.diffusion.profiles import PROFILES
+from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.request import MAX_SEED, MAX_SIDE, MAX_STEPS, Request

@@ -18,7 +18,7 @@ from sfumato.diffusion.noise_schedule import NoiseSchedule
 from sfumato.errors import InvalidConfig, ModelNotFound, SfumatoError
 from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.models.clip_vision import ClipVisionConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.pipeline.model import load_model
 from sfumato.pipeline.safety_checker import load_safety_checker
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sfumato.engines.fused import fused_twin, why_not
 from sfumato.engines.triton_norm import group_norm
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
-from sfumato.models.unet import UNet, UNetConfig
+from sfumato.models.unet import UNet
+from sfumato.models.unet_config import UNetConfig
 
 # (B, C, H, W), groups: widths of v1's UNet and autoencoder; one pixel, one group, groups of one channel; several parts.
 SHAPES = (

@@ -21,7 +21,8 @@ from sfumato.models import autoencoder, clip_text, unet
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.diffusers_folder import WEIGHT_FILES, model_index
-from sfumato.models.unet import UNet, UNetConfig
+from sfumato.models.unet import UNet
+from sfumato.models.unet_config import UNetConfig
 from sfumato.nn.empty import empty_modules
 from sfumato.weights.mapped_file import TensorInfo
 from sfumato.weights.mapper import Layout, written_entries

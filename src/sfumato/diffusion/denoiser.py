@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from sfumato.choices import check_choice
 from sfumato.diffusion.integration import Denoise
-from sfumato.diffusion.sampler_info import check_choice
 
 Predict = Callable[[Tensor, float, float], Tensor]
 """`predict(x_in, t, sigma)`: the model's raw answer for x_in = x / √(1 + σ²), unit variance, at timestep t."""

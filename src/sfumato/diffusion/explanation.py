@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS, SamplerInfo, impossible_pairs, model_calls
+from sfumato.diffusion.profiles import PROFILES, model_calls
+from sfumato.diffusion.sampler_info import SAMPLERS, SamplerInfo, impossible_pairs
 from sfumato.diffusion.schedule import NoiseSchedule, Schedule, make_schedule
 
 

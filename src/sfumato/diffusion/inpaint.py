@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sfumato.choices import check_choice
 from sfumato.diffusion.noise import Draw, white_noise
-from sfumato.diffusion.sampler_info import PROFILES, check_choice
+from sfumato.diffusion.profiles import PROFILES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

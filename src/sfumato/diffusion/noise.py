@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sfumato.choices import check_choice
 from sfumato.diffusion.integration import Noise
 from sfumato.diffusion.philox import PhiloxStream
-from sfumato.diffusion.sampler_info import check_choice
 from sfumato.errors import InvalidRequest
 
 Draw = Callable[[tuple[int, ...]], Tensor]

@@ -15,7 +15,8 @@ from sfumato.diffusion.denoiser import Predict, consistency, denoiser
 from sfumato.diffusion.inpaint import Inpaint
 from sfumato.diffusion.integration import After, Denoise, Noise, Step
 from sfumato.diffusion.noise import Draw, white_noise
-from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS, follows_path, model_calls
+from sfumato.diffusion.profiles import PROFILES, follows_path, model_calls
+from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.diffusion.schedule import NoiseSchedule, Schedule, make_schedule
 from sfumato.errors import InvalidRequest
 

@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from sfumato.choices import check_choice
 from sfumato.diffusion.noise_schedule import NoiseSchedule
-from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS, Profile, SamplerInfo, check_choice, check_spacing
+from sfumato.diffusion.profiles import PROFILES, Profile
+from sfumato.diffusion.sampler_info import SAMPLERS, SamplerInfo, check_spacing
 from sfumato.diffusion.spacing import SPACING_RULES, Choice, Point
 from sfumato.errors import InvalidRequest
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from sfumato.diffusion.beta_quantile import beta_quantile
 from sfumato.diffusion.noise_schedule import NoiseSchedule
-from sfumato.diffusion.sampler_info import SAMPLERS, Profile, SamplerInfo
+from sfumato.diffusion.profiles import Profile
+from sfumato.diffusion.sampler_info import SAMPLERS, SamplerInfo
 from sfumato.errors import InvalidRequest
 
 RHO = 7.0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.sampler_info import check_choice
+from sfumato.choices import check_choice
 from sfumato.errors import InvalidRequest, OutputError
 from sfumato.files import atomic_folder, atomic_write, write_text
 from sfumato.modelfiles.open_model import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from sfumato.diffusion.sampler_info import check_choice
+from sfumato.choices import check_choice
 from sfumato.engines.names import ENGINES, MEMORY_MODES, TILINGS
 from sfumato.errors import InvalidRequest
 

@@ -19,7 +19,8 @@ from sfumato.models import autoencoder, clip_text, compvis, unet
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.diffusers_folder import GUIDANCE_ENTRY
-from sfumato.models.unet import UNet, UNetConfig
+from sfumato.models.unet import UNet
+from sfumato.models.unet_config import UNetConfig
 from sfumato.nn.empty import empty_modules
 from sfumato.prompt.tokenizer import TOKENIZER_FILES, Tokenizer
 from sfumato.weights.checkpoint import Checkpoint, find_weights, open_checkpoint
@@ -274,7 +275,8 @@ def _warn_of_strangers(checkpoint: Checkpoint) -> None:
     strangers = [
         name
         for name in checkpoint.tensors
-        if not name.startswith(known) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in compvis.FURNITURE)
+        if not name.startswith(known)
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in compvis.IGNORED_KEYS)
     ]
     if strangers:
         logger.warning("%s: %d tensors that no part uses, such as %s", checkpoint.path, len(strangers), strangers[0])

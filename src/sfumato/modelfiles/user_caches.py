@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.diffusion.sampler_info import check_choice
+from sfumato.choices import check_choice
 from sfumato.engines.native_build import cache_folder
 from sfumato.errors import OutputError
 

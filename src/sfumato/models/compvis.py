@@ -14,7 +14,7 @@ from sfumato.errors import CheckpointError
 from sfumato.models import clip_text
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.weights.mapper import Layout
 
 UNET = "model.diffusion_model."
@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 Pairs = Iterator[tuple[str, str]]
 
 # The training schedule as buffers, and the counters of the EMA: known, and not needed.
-FURNITURE = (
+IGNORED_KEYS = (
     "betas",
     "alphas_cumprod*",
     "sqrt_*",
@@ -67,10 +67,10 @@ def unet_layout(config: UNetConfig, *, ema: bool = False) -> Layout:
 def autoencoder_layout(config: AutoencoderConfig, *, prefix: str = AUTOENCODER) -> Layout:
     """The autoencoder's names for this shape. The loss it was trained with may be in the file too."""
     attentions = ("encoder.mid_block.attentions.0", "decoder.mid_block.attentions.0")
-    furniture = () if prefix else FURNITURE  # a file of its own has the training's beside the model
+    training = () if prefix else IGNORED_KEYS  # a file of its own has the training's beside the model
     return Layout(
         modules={ours: (prefix + theirs,) for ours, theirs in _autoencoder_modules(config)},
-        ignored=(f"{prefix}loss.*", f"{prefix}model_ema.*", *furniture),
+        ignored=(f"{prefix}loss.*", f"{prefix}model_ema.*", *training),
         kernels=frozenset(f"{attention}.{name}" for attention in attentions for name in _AUTOENCODER_ATTENTION),
     )
 

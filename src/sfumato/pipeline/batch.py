@@ -14,7 +14,7 @@ from sfumato.diffusion.denoiser import Predict
 from sfumato.diffusion.guidance import guide
 from sfumato.diffusion.inpaint import Inpaint, keep_known
 from sfumato.diffusion.noise import Draw, generator_noise, seeded_noise, seeds_from
-from sfumato.diffusion.sampler_info import follows_path
+from sfumato.diffusion.profiles import follows_path
 from sfumato.engines.engine import eager
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import mask_to_latents

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato.diffusion.guidance import Answers, Guided
-from sfumato.diffusion.sampler_info import PROFILES
+from sfumato.diffusion.profiles import PROFILES
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.deep_cache import Forward, shortcuts_wanted
 from sfumato.prompt.encode_prompt import encode

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from sfumato.diffusion.sampler_info import check_choice
+from sfumato.choices import check_choice
 from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.request import Request
 

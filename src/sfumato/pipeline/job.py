@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS
+from sfumato.diffusion.profiles import PROFILES
+from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.diffusion.sampling import StepInfo
 from sfumato.pictures.pixels import Pixels, mask_to_tensor, picture_to_tensor, pixels_sha256, to_pixels
 from sfumato.pictures.source import ImageSource

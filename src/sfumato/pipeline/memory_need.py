@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from sfumato.engines.tiling import tiling_of
 from sfumato.errors import OutOfMemory
 from sfumato.models.autoencoder import AutoencoderConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.pipeline.model import Model
 from sfumato.pipeline.request import Request, upscaled
 from sfumato.runtime import free_memory, gigabytes, is_of_memory

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from sfumato.diffusion.sampler_info import PROFILES
+from sfumato.diffusion.profiles import PROFILES
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfumato.diffusion.sampler_info import check_choice
+from sfumato.choices import check_choice
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import fitting_size, picture_to_tensor
 from sfumato.pictures.source import ImageSource

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sfumato.diffusion.sampler_info import SAMPLERS, check_choice
+from sfumato.choices import check_choice
+from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.request import Request
 

@@ -8,7 +8,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
-from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS, check_choice, check_spacing
+from sfumato.choices import check_choice
+from sfumato.diffusion.profiles import PROFILES
+from sfumato.diffusion.sampler_info import SAMPLERS, check_spacing
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.source import ImageSource
 

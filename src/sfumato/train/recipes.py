@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.train.run_config import OptimizerConfig, RunConfig
 from sfumato.train.tasks.autoencoder_task import AutoencoderLoss, AutoencoderTraining
 from sfumato.train.tasks.diffusion_task import DiffusionTraining

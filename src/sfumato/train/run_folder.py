@@ -17,7 +17,7 @@ from sfumato.errors import InvalidConfig, ModelNotFound
 from sfumato.files import atomic_folder, locked, make_folder, write_text
 from sfumato.modelfiles.publish_model import publish_autoencoder
 from sfumato.models.autoencoder import Autoencoder
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.prompt.tokenizer import TOKENIZER_FILES, Tokenizer
 from sfumato.train.encoding.encode_dataset import encoder_hash
 from sfumato.train.starting_model import read_part

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.clip_vision import ClipVisionConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.pocket.retriever import RETRIEVER
 from sfumato.train.run_config import OptimizerConfig, RunConfig
 from sfumato.train.tasks.autoencoder_task import AutoencoderLoss, AutoencoderTraining

@@ -23,7 +23,8 @@ from sfumato.errors import InvalidRequest
 from sfumato.modelfiles.conversion import convert
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
-from sfumato.models.unet import UNet, UNetConfig
+from sfumato.models.unet import UNet
+from sfumato.models.unet_config import UNetConfig
 from sfumato.pipeline.pipeline import Pipeline
 from sfumato.pipeline.presets import PRESETS
 from sfumato.pipeline.request import Request

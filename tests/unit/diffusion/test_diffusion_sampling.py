@@ -14,7 +14,8 @@ from sfumato.diffusion.denoiser import denoiser
 from sfumato.diffusion.guidance import guide
 from sfumato.diffusion.inpaint import keep_known
 from sfumato.diffusion.noise import cpu_noise
-from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS
+from sfumato.diffusion.profiles import PROFILES
+from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.diffusion.sampling import Plan, StepInfo, enter, plan, run, step_noise
 from sfumato.diffusion.schedule import NoiseSchedule
 from sfumato.errors import Cancelled, InvalidRequest, MissingExtra, NumericalError

@@ -10,16 +10,10 @@ import sys
 import numpy as np
 import pytest
 
+from sfumato.choices import check_choice
 from sfumato.diffusion.explanation import explain
-from sfumato.diffusion.sampler_info import (
-    PROFILES,
-    SAMPLERS,
-    SPACINGS,
-    check_choice,
-    check_spacing,
-    impossible_pairs,
-    model_calls,
-)
+from sfumato.diffusion.profiles import PROFILES, model_calls
+from sfumato.diffusion.sampler_info import SAMPLERS, SPACINGS, check_spacing, impossible_pairs
 from sfumato.diffusion.schedule import NoiseSchedule, make_schedule
 from sfumato.diffusion.spacing import ALIGN_YOUR_STEPS
 from sfumato.errors import InvalidConfig, InvalidRequest

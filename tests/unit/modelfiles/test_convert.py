@@ -15,7 +15,8 @@ from sfumato.errors import CheckpointError, InvalidConfig, InvalidRequest, Outpu
 from sfumato.modelfiles.conversion import convert
 from sfumato.modelfiles.open_model import open_model
 from sfumato.models import compvis
-from sfumato.models.unet import UNet, UNetConfig
+from sfumato.models.unet import UNet
+from sfumato.models.unet_config import UNetConfig
 from sfumato.pipeline.request import Request
 from sfumato.weights.mapper import written_entries
 

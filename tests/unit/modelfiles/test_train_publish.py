@@ -12,7 +12,8 @@ from sfumato.errors import OutputError
 from sfumato.modelfiles.publish_part import publish
 from sfumato.models import autoencoder, unet
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
-from sfumato.models.unet import UNet, UNetConfig
+from sfumato.models.unet import UNet
+from sfumato.models.unet_config import UNetConfig
 
 
 def test_a_published_autoencoder_decodes_the_same_in_diffusers(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sfumato.modelfiles.user_caches import cleared, contents
 from sfumato.modelfiles.weight_cache import entries, warm, warm_folder
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.nn.lazy_weights import stored_layers
 from sfumato.pipeline import memory_mode
 from sfumato.pipeline.model import Model, load_model

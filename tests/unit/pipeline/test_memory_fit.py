@@ -13,7 +13,7 @@ import sfumato
 from sfumato import runtime
 from sfumato.errors import OutOfMemory
 from sfumato.models.autoencoder import AutoencoderConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.pipeline import memory_need
 from sfumato.pipeline.memory_need import Shape, bytes_needed
 from sfumato.pipeline.pipeline import Pipeline

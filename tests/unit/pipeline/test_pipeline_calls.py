@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sfumato import Pipeline, Request, load_pipeline
-from sfumato.diffusion.sampler_info import model_calls
+from sfumato.diffusion.profiles import model_calls
 from sfumato.pictures.untrusted_pictures import open_picture
 
 

@@ -17,7 +17,7 @@ from sfumato.errors import Cancelled, InvalidRequest, ModelNotFound
 from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.pipeline.model import load_model
 from sfumato.pocket.emoji import Split, split_of, subject_of
 from sfumato.pocket.training import Pocket

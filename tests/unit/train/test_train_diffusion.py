@@ -20,7 +20,7 @@ import sfumato
 from sfumato.errors import InvalidConfig
 from sfumato.models.clip_text import DIFFUSERS as TEXT_LAYOUT
 from sfumato.models.clip_text import ClipTextConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.inputs.caption_dropout import drawn_caption, token_window
 from sfumato.train.inputs.draws import Draws

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sfumato.choices import check_choice
 from sfumato.cli.options.flags import Json
 from sfumato.cli.terminal.output_lines import write_json, write_line
 from sfumato.cli.terminal.progress_bar import tracking
-from sfumato.diffusion.sampler_info import check_choice
 from sfumato.errors import InvalidRequest
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from sfumato.choices import check_choice
 from sfumato.cli.options.flags import Json
 from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json
 from sfumato.cli.terminal.progress_bar import tracking
-from sfumato.diffusion.sampler_info import check_choice
 from sfumato.errors import InvalidRequest
 
 _RULES = "Rules"

@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from sfumato.choices import check_choice
 from sfumato.cli.options.settings import Settings
-from sfumato.diffusion.sampler_info import check_choice
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.request import Request

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from sfumato.choices import check_choice
 from sfumato.cli.options.flags import Json, Overwrite
 from sfumato.cli.terminal.output_lines import write_json, write_line
-from sfumato.diffusion.sampler_info import check_choice
 from sfumato.errors import InvalidRequest
 
 LAYOUTS: Mapping[str, Literal["diffusers", "compvis"]] = {"diffusers": "diffusers", "compvis": "compvis"}

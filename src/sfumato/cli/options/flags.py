@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from sfumato.diffusion.sampler_info import PROFILES, SAMPLERS, SPACINGS
+from sfumato.diffusion.profiles import PROFILES
+from sfumato.diffusion.sampler_info import SAMPLERS, SPACINGS
 from sfumato.engines.names import ENGINES, MEMORY_MODES, TILINGS
 from sfumato.pipeline.presets import PRESET, PRESETS
 from sfumato.pipeline.request import LongPrompts, Noise, PromptSyntax

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sfumato.choices import check_choice
 from sfumato.cli.options.flags import SAFETY_POLICIES, Given, SafetyPolicy
 from sfumato.cli.terminal.output_lines import write_note
-from sfumato.diffusion.sampler_info import check_choice
 from sfumato.errors import InvalidConfig, InvalidRequest
 from sfumato.modelfiles.load_options import LoadOptions, check_kinds, field_kinds, option_value
 from sfumato.pipeline.field_text import FIELDS, field_value

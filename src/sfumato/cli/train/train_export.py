@@ -43,8 +43,8 @@ def export(
     """
     import torch
 
+    from sfumato.choices import check_choice
     from sfumato.cli.models.convert import DTYPES
-    from sfumato.diffusion.sampler_info import check_choice
     from sfumato.train.stages import read_run
 
     check_choice("dtype", dtype, tuple(DTYPES))

@@ -10,8 +10,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from sfumato.choices import check_choice
 from sfumato.cli.terminal.output_lines import write_line
-from sfumato.diffusion.sampler_info import check_choice
 from sfumato.errors import InvalidConfig, InvalidRequest
 
 T = TypeVar("T")

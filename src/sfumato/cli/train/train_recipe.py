@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sfumato.choices import check_choice
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json, write_line, write_note
 from sfumato.cli.train.train_options import DryRunOptions, RunOptions
-from sfumato.diffusion.sampler_info import check_choice
 from sfumato.errors import Cancelled, InvalidRequest, PeerFailed
 
 if TYPE_CHECKING:

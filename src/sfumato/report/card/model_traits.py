@@ -12,7 +12,7 @@ from sfumato.modelfiles.library_index import file_hash
 from sfumato.modelfiles.open_model import ModelFiles, Part, open_model
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet_config import UNetConfig
 from sfumato.pipeline.model import files_read, weights_sha256
 
 _LONGEST = 40  # characters of a word in a config

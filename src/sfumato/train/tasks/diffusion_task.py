@@ -17,7 +17,8 @@ from sfumato.diffusion.sampling import enter, plan
 from sfumato.diffusion.sampling import run as walk
 from sfumato.errors import InvalidConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
-from sfumato.models.unet import UNet, UNetConfig
+from sfumato.models.unet import UNet
+from sfumato.models.unet_config import UNetConfig
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.inputs.bucket_order import bucket_sizes, bucketed_index
 from sfumato.train.inputs.caption_dropout import drawn_caption, token_window
