@@ -29,7 +29,7 @@ from sfumato.engines.registry import start
 from sfumato.engines.shortcuts import Shortcuts
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.nn.token_merging import Merging
-from sfumato.pipeline.batch import Batch, Inputs, generate_batch
+from sfumato.pipeline.batch import Batch, Inputs, decode_pictures, sample_latents
 from sfumato.pipeline.conditioning import Conditioning
 from sfumato.pipeline.model import GUIDANCE_SCALE, Model
 from sfumato.pipeline.planning import plan_requests
@@ -97,7 +97,7 @@ def picture(model: Model, request: Request) -> Tensor:
         draw=seeded_noise("cpu", [0]),
         brownian_seeds=(0,),
     )
-    return generate_batch(batch, lambda step: None, lambda count: None)
+    return decode_pictures(batch, sample_latents(batch, lambda step: None, lambda count: None), lambda count: None)
 
 
 def preset_request(name: str) -> Request:

@@ -18,7 +18,6 @@ from PIL import Image
 from sfumato import Pipeline, load_pipeline
 from sfumato.diffusion.schedule import make_schedule
 from sfumato.pictures.pixels import psnr
-from support.tiny_pipeline import recorded_latents
 
 PROMPT = "crown"
 TOLERANCE = 1e-3
@@ -90,26 +89,25 @@ def test_points(golden: Golden, pipeline: Pipeline, prefix: str) -> None:
 @pytest.mark.parametrize("prefix", SAMPLERS)
 def test_pictures(golden: Golden, pipeline: Pipeline, prefix: str) -> None:
     sampler, spacing = SAMPLERS[prefix]
-    with recorded_latents() as latents:
-        result = pipeline.generate(
-            PROMPT,
-            sampler=sampler,
-            spacing=spacing,
-            steps=20,
-            guidance_scale=1.5,
-            latents=torch.from_numpy(golden["noise"]),
-        )
-    close(latents[0], golden[f"{prefix}latents_final"])
-    unit = (pipeline.decode(latents[0]) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    result = pipeline.generate(
+        PROMPT,
+        sampler=sampler,
+        spacing=spacing,
+        steps=20,
+        guidance_scale=1.5,
+        latents=torch.from_numpy(golden["noise"]),
+    )
+    latents = torch.stack(result.latents)
+    close(latents, golden[f"{prefix}latents_final"])
+    unit = (pipeline.decode(latents) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     close(unit, golden[f"{prefix}image_float"])
     expected = (golden[f"{prefix}image_float"][0] * 255).round().astype(np.uint8)
     assert psnr(np.asarray(result.images[0]), expected) > 60
 
 
 def test_the_seed_draws_the_golden_noise(golden: Golden, pipeline: Pipeline) -> None:
-    with recorded_latents() as latents:
-        pipeline.generate(PROMPT, steps=20, guidance_scale=1.5, seed=0)
-    close(latents[0], golden["latents_final"])
+    made = pipeline.generate(PROMPT, steps=20, guidance_scale=1.5, seed=0, output="latents")
+    close(torch.stack(made.latents), golden["latents_final"])
 
 
 def test_the_autoencoders_mean(golden: Golden, pipeline: Pipeline) -> None:

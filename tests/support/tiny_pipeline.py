@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,9 +14,9 @@ import transformers
 from numpy.typing import NDArray
 
 import sfumato
+from sfumato import Generation
 from sfumato.compat import diffusers as compat
 from sfumato.pictures.pixels import psnr
-from sfumato.pipeline.batch import decode as batch_decode
 from support.tiny import AUTOENCODERS, TEXT_ENCODERS, UNETS, randomise
 
 POCKET = Path(sfumato.__file__).parent / "assets" / "pocket"
@@ -105,9 +103,16 @@ class Pair:
         the pictures, or of the pixels `where` (H, W) says.
         """
         theirs = self.theirs(*arguments, generator=generators(seed), output_type="latent", **options).images
-        with recorded_latents() as latents:
+        generate = self.ours.pipeline.generate
+        made: list[Generation] = []
+
+        def keep(*given: Any, **named: Any) -> Generation:
+            made.append(generate(*given, **named))
+            return made[-1]
+
+        with mock.patch.object(self.ours.pipeline, "generate", keep):
             ours = self.ours(*arguments, generator=generators(seed), **options)["images"]
-        difference = float((torch.cat(latents) - theirs).abs().max() / theirs.std())
+        difference = float((torch.stack(made[0].latents) - theirs).abs().max() / theirs.std())
         pictures = np.stack([np.asarray(image) for image in ours]), reference_pixels(self.theirs, theirs)
         if where is None:
             return difference, psnr(*pictures)
@@ -120,16 +125,3 @@ def generators(seed: int | list[int]) -> Any:
     if isinstance(seed, list):
         return [torch.Generator().manual_seed(one) for one in seed]
     return torch.Generator().manual_seed(seed)
-
-
-@contextmanager
-def recorded_latents() -> Iterator[list[torch.Tensor]]:
-    """The latents (B, C, h, w) of each batch that our pipeline decodes meanwhile."""
-    seen: list[torch.Tensor] = []
-
-    def decode(model: Any, latents: torch.Tensor) -> torch.Tensor:
-        seen.append(latents.clone())
-        return batch_decode(model, latents)
-
-    with mock.patch("sfumato.pipeline.batch.decode", decode):
-        yield seen

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from sfumato.compat.call_options import CallOptions, Prompts, checked_latents, plain, prompt_pairs
 from sfumato.compat.from_pretrained import LoadedPipeline
-from sfumato.compat.latents import keeping_latents
 from sfumato.compat.output import Images, StableDiffusionPipelineOutput
 from sfumato.compat.schedulers import (
     DDIMScheduler,
@@ -42,7 +41,6 @@ from sfumato.compat.schedulers import (
 from sfumato.diffusion.sampler_info import SAMPLERS
 from sfumato.errors import InvalidRequest
 from sfumato.pipeline.generation import Generation
-from sfumato.pipeline.pipeline import Pipeline
 from sfumato.pipeline.request import Request
 
 __all__ = [
@@ -98,22 +96,27 @@ class _Pipeline(LoadedPipeline):
             )
             for text, negative in prompt_pairs(prompt, call.negative_prompt)
         ]
-        pipeline, keeper = self.pipeline, None
-        if call.output_type == "latent":
-            pipeline, keeper = keeping_latents(self.pipeline)
         # autocast would turn our float32 into float16 under the model card's `with autocast("cuda")`
         with torch.autocast(self.device.type, enabled=False):
-            generation = pipeline.generate(
+            generation = self.pipeline.generate(
                 requests,
                 count=call.num_images_per_prompt,
                 init_image=init_image,
                 mask=mask,
                 generator=self._global_generator() if call.generator is None else call.generator,
                 latents=checked_latents(latents),
+                output="latents" if call.output_type == "latent" else "images",
             )
-        images = _IMAGES[call.output_type](generation) if keeper is None else keeper.latents
-        output = StableDiffusionPipelineOutput(images, _flags(pipeline, generation))
+        if call.output_type == "latent":
+            output = StableDiffusionPipelineOutput(torch.stack(generation.latents).to(self.dtype), None)
+        else:
+            output = StableDiffusionPipelineOutput(_IMAGES[call.output_type](generation), self._flags(generation))
         return output if call.return_dict else output.to_tuple()
+
+    def _flags(self, generation: Generation) -> list[bool] | None:
+        if self.pipeline.safety == "off":
+            return None
+        return [verdict.status == "flagged" for verdict in generation.verdicts]
 
     def _global_generator(self) -> torch.Generator:
         """The one that `torch.manual_seed` seeds, as diffusers draws from where no generator is given."""
@@ -212,12 +215,6 @@ class StableDiffusionInpaintPipeline(_Pipeline):
             height=height or size,
             strength=strength,
         )
-
-
-def _flags(pipeline: Pipeline, generation: Generation) -> list[bool] | None:
-    if pipeline.safety == "off":
-        return None
-    return [verdict.status == "flagged" for verdict in generation.verdicts]
 
 
 def _picture(name: str, value: object) -> Image.Image:

@@ -84,29 +84,39 @@ OnDecoded = Callable[[int], None]
 """Told before the pictures of a pass are decoded, with 0, and afterwards, with how many they are."""
 
 
-def generate_batch(batch: Batch, on_step: sampling.OnStep, on_decoded: OnDecoded) -> Tensor:
-    """Sample and decode: (B, 3, H, W), about [-1, 1]; what the mask keeps is the original's pixels.
+def sample_latents(batch: Batch, on_step: sampling.OnStep, on_decoded: OnDecoded) -> Tensor:
+    """The final scaled latents (B, C, h, w) float32 of a batch.
 
-    With `upscale` above 1 the decoded picture is enlarged and gone over again, from `upscale_strength` of the noise.
+    With `upscale` above 1 the picture is decoded, enlarged and gone over again from `upscale_strength` of the noise.
     """
     request, inputs = batch.request, batch.inputs
     assert request.width and request.height
     strength = None if inputs.picture is None else request.strength
-    picture = inputs.picture
-    latents = _sample(batch, batch.plans[0], picture, inputs.mask, strength, on_step, inputs.latents)
+    latents = _sample(batch, batch.plans[0], inputs.picture, inputs.mask, strength, on_step, inputs.latents)
+    if request.upscale == 1.0:
+        return latents
+    height, width = (upscaled(side, request.upscale) for side in (request.height, request.width))
+    enlarged = _enlarged(_decode(batch, latents, on_decoded), (height, width))
+    mask = None if inputs.mask is None else interpolate(inputs.mask, size=(height, width))
+    return _sample(batch, batch.plans[1], enlarged, mask, request.upscale_strength, on_step)
+
+
+def decode_pictures(batch: Batch, latents: Tensor, on_decoded: OnDecoded) -> Tensor:
+    """The pictures (B, 3, H, W), about [-1, 1], of final latents (B, C, h, w); what a mask keeps is the original's own
+    pixels."""
     images = _decode(batch, latents, on_decoded)
-    mask = inputs.mask
-    if request.upscale > 1.0:
-        width, height = (upscaled(side, request.upscale) for side in (request.width, request.height))
-        enlarged = interpolate(images, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
-        if picture is not None and mask is not None:
-            picture = interpolate(picture, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
-            mask = interpolate(mask, size=(height, width))
-        latents = _sample(batch, batch.plans[1], enlarged, mask, request.upscale_strength, on_step)
-        images = _decode(batch, latents, on_decoded)
-    if picture is not None and mask is not None:
-        images = torch.where(mask.to(images.device) > 0.5, images, picture.to(images))
-    return images
+    picture, mask = batch.inputs.picture, batch.inputs.mask
+    if picture is None or mask is None:
+        return images
+    if batch.request.upscale > 1.0:
+        height, width = images.shape[2:]
+        picture, mask = _enlarged(picture, (height, width)), interpolate(mask, size=(height, width))
+    return torch.where(mask.to(images.device) > 0.5, images, picture.to(images))
+
+
+def _enlarged(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] at `size`, height before width."""
+    return interpolate(images, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def _decode(batch: Batch, latents: Tensor, on_decoded: OnDecoded) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from sfumato.pipeline.provenance import Provenance
 from sfumato.pipeline.request import Request
@@ -17,14 +18,16 @@ from sfumato.safety.verdict import Verdict
 class Generation:
     """What a call made: pictures, each with its resolved request, its provenance and the safety verdict on it.
 
-    `model_calls` is how often the UNet was asked for each, `timings` are seconds by stage. A notebook shows the
-    pictures.
+    `latents` are the scaled latents (C, h, w) float32 that each was decoded from, on the model's device. Where they
+    were all that was asked for, there are no `images`, `provenance` and `verdicts`. `model_calls` is how often the UNet
+    was asked for each, `timings` are seconds by stage. A notebook shows the pictures.
     """
 
     images: tuple[Image.Image, ...]
     requests: tuple[Request, ...]
     provenance: tuple[Provenance, ...]
     verdicts: tuple[Verdict, ...]
+    latents: tuple[Tensor, ...] = field(repr=False, compare=False)
     model_calls: tuple[int, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from sfumato.diffusion.sampling import StepInfo
 from sfumato.pictures.pixels import Pixels, mask_to_tensor, picture_to_tensor, pixels_sha256, to_pixels
 from sfumato.pictures.source import ImageSource
 from sfumato.pictures.watermark import mark
-from sfumato.pipeline.batch import Batch, Generators, Inputs, generate_batch, noise_source
+from sfumato.pipeline.batch import Batch, Generators, Inputs, decode_pictures, noise_source, sample_latents
 from sfumato.pipeline.conditioning import Conditioning, encode_request, stack, stackable
 from sfumato.pipeline.generation import Generation
 from sfumato.pipeline.model import Model
@@ -31,6 +32,8 @@ from sfumato.safety.policy import Policy, screen
 from sfumato.safety.verdict import Checker, Verdict
 from sfumato.version import __version__
 
+Output = Literal["images", "latents"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
@@ -39,13 +42,12 @@ class Finished:
     image: Image.Image
     provenance: Provenance
     verdict: Verdict
-    model_calls: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """The planned requests of one call, the pictures they name, what takes the place of seeds and prompts, how pictures
-    are finished, and whom to tell and ask.
+    are finished, unless latents are the `output`, and whom to tell and ask.
 
     `latents` (B, C, h, w) is unit starting noise for all of them; `preview` makes a small picture of scaled latents
     (1, C, h, w).
@@ -58,6 +60,7 @@ class Job:
     generator: Generators | None
     latents: Tensor | None
     conditioning: Conditioning | None
+    output: Output
     policy: Policy
     checker: Checker | None
     watermark: bool
@@ -67,6 +70,8 @@ class Job:
 
     def run(self) -> Generation:
         """Make all pictures. Raises `Cancelled`, `NumericalError`, `OutOfMemory`, `UnsafeContent`."""
+        latents: list[Tensor] = []
+        model_calls: list[int] = []
         made: list[Finished] = []
         clock = _Clock()
         with clock("encode"):
@@ -87,16 +92,23 @@ class Job:
                     brownian_seeds=seeds,
                     one_generator=isinstance(self.generator, torch.Generator),
                 )
-                images = generate_batch(batch, self._on_step(first, batch, calls), self._on_decoded(first, batch))
+                on_decoded = self._on_decoded(first, batch)
+                sampled = sample_latents(batch, self._on_step(first, batch, calls), on_decoded)
+                latents += sampled
+                model_calls += [calls.total] * len(group)
+                if self.output == "latents":
+                    continue
+                images = decode_pictures(batch, sampled, on_decoded)
             self.cancellation.check()
             with clock("finish"):
-                made += self._finish(images, batch, first, calls.total)
+                made += self._finish(images, batch, first)
         return Generation(
             images=tuple(one.image for one in made),
             requests=tuple(one.request for one in self.planned),
             provenance=tuple(one.provenance for one in made),
             verdicts=tuple(one.verdict for one in made),
-            model_calls=tuple(one.model_calls for one in made),
+            latents=tuple(latents),
+            model_calls=tuple(model_calls),
             timings=clock.timings,
         )
 
@@ -175,7 +187,7 @@ class Job:
     def _tell(self, stage: Stage, step: int, steps: int, first: int) -> None:
         self.on_progress(Progress(stage=stage, step=step, steps=steps, image=first, images=len(self.planned)))
 
-    def _finish(self, images: Tensor, batch: Batch, first: int, model_calls: int) -> Iterator[Finished]:
+    def _finish(self, images: Tensor, batch: Batch, first: int) -> Iterator[Finished]:
         """Decoded pictures (B, 3, H, W) to 8 bits, through safety and watermark, with their provenance."""
         pixels = to_pixels(images, PROFILES[batch.request.profile].rounding)
         if self.checker is not None:
@@ -190,7 +202,6 @@ class Job:
                 image=Image.fromarray(finished),
                 provenance=self._provenance(request, finished, verdict, state, cut),
                 verdict=verdict,
-                model_calls=model_calls,
             )
 
     def _provenance(self, request: Request, pixels: Pixels, verdict: Verdict, watermark: str, cut: str) -> Provenance:

@@ -24,7 +24,7 @@ from sfumato.pipeline.conditioning import Conditioning, encode_request, plan_pro
 from sfumato.pipeline.deep_cache import check_shortcuts
 from sfumato.pipeline.generation import Generation
 from sfumato.pipeline.inputs import Picture, expand, opened, referenced, sized
-from sfumato.pipeline.job import Job
+from sfumato.pipeline.job import Job, Output
 from sfumato.pipeline.memory_need import check_memory, memory_errors
 from sfumato.pipeline.model import Model
 from sfumato.pipeline.planning import PlannedRequest, batch_key, plan_requests
@@ -129,6 +129,7 @@ class Pipeline:
         generator: Generators | None = None,
         latents: Tensor | None = None,
         conditioning: Conditioning | None = None,
+        output: Output = "images",
         on_progress: OnProgress = ignore,
         cancellation: Cancellation | None = None,
         **fields: Any,
@@ -140,10 +141,12 @@ class Pipeline:
         prompts share the seed they are given.
         `init_image` and `mask` (white: repaint) are pictures or paths. `generator` draws all noise in the place of
         the seeds, one for all or one for each picture; `latents` (B, C, h, w) is the unit starting noise itself;
-        `conditioning` (`encode_prompt`) takes the place of every prompt's own.
+        `conditioning` (`encode_prompt`) takes the place of every prompt's own. `output` "latents" leaves the last
+        decoding out, and with it the pictures and their safety check.
         Raises `InvalidRequest` before any work where it can, `Cancelled` within a step of `cancellation`.
         """
         started = time.perf_counter()
+        check_choice("output", output, get_args(Output))
         fields = with_preset({**fields, PRESET: preset})
         self._check_names(fields)
         pictures: dict[ImageSource, Image.Image] = {}
@@ -173,8 +176,9 @@ class Pipeline:
             generator=generator,
             latents=latents,
             conditioning=conditioning,
+            output=output,
             policy=self.safety,
-            checker=self._choose_checker(),
+            checker=None if output == "latents" else self._choose_checker(),
             watermark=self.watermark,
             preview=self.preview,
             on_progress=on_progress,

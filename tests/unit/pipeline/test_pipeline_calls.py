@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from sfumato import Pipeline, Request, load_pipeline
 from sfumato.diffusion.profiles import model_calls
+from sfumato.errors import InvalidRequest
 from sfumato.pictures.untrusted_pictures import open_picture
 
 
@@ -31,6 +34,17 @@ def test_both_passes_of_an_upscaled_picture_count(pipe: Pipeline) -> None:
     result = pipe.generate("rocket", steps=4, sampler="euler", upscale=2.0, upscale_strength=0.5)
     assert result.model_calls == (4 + 2,)
     assert result.images[0].size == (256, 256)
+
+
+def test_latents_alone_are_those_the_pictures_are_made_of(pipe: Pipeline) -> None:
+    fields: dict[str, Any] = {"steps": 3, "count": 2, "upscale": 1.5, "upscale_strength": 0.5}
+    whole, alone = (pipe.generate("rocket", output=output, **fields) for output in ("images", "latents"))
+    assert torch.equal(torch.stack(whole.latents), torch.stack(alone.latents))
+    assert alone.latents[0].shape == (4, 24, 24)
+    assert (alone.images, alone.provenance, alone.verdicts) == ((), (), ())
+    assert (alone.requests, alone.model_calls) == (whole.requests, whole.model_calls)
+    with pytest.raises(InvalidRequest, match="'latents'"):
+        pipe.generate("rocket", output="latent")
 
 
 def test_each_request_starts_from_its_own_picture(pipe: Pipeline, tmp_path: Path) -> None:
