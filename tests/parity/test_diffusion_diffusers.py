@@ -178,6 +178,23 @@ def test_stochastic_samplers_match_diffusers(case: str, steps: int) -> None:
     assert relative_error(drawn_run(sampler, steps, noise, spacing), theirs) < tolerance
 
 
+def test_lcm_has_the_boundary_condition_of_its_consistency_function() -> None:
+    """Over the last timesteps, 4 to 0, where it tells: at 0 the answer is the input itself."""
+    scheduler = diffusers.LCMScheduler(**V1)
+    scheduler.set_timesteps(1000, original_inference_steps=1000)
+    timesteps = scheduler.timesteps[995:]
+    scheduler.set_begin_index(995)
+    picture, noise = start_noise(5) * 0.7, start_noise(6)
+    x, generator = scheduler.add_noise(picture, noise, timesteps[:1]), torch.Generator().manual_seed(1)
+    for t in timesteps:
+        x = scheduler.step(toy_model(x, t), t, x, generator=generator).prev_sample
+    ours_plan = plan(NOISE, sampler="lcm", steps=1000, strength=0.005)
+    step_noise = white_noise(generator_noise(torch.Generator().manual_seed(1)), noise)
+    ours = run(ours_plan, toy_predict, enter(ours_plan, noise, picture), noise=step_noise)
+    assert ours_plan.timesteps == (4.0, 3.0, 2.0, 1.0, 0.0)
+    assert relative_error(ours, x) < TOLERANCE
+
+
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("spacing", [None, "karras"])
 def test_dpmpp_sde_matches_diffusers_given_the_same_increments(spacing: str | None, steps: int) -> None:
@@ -232,11 +249,10 @@ def test_other_noise_schedules_match_diffusers(config: dict[str, Any]) -> None:
     assert relative_error(ours, diffusers_run(scheduler, noise)) < 3e-4
 
 
-@pytest.mark.parametrize("strength", [0.03, 0.3, 0.58, 0.75, 1.0])
-@pytest.mark.parametrize("case", ["ddim", "euler", "dpmpp_2m", "euler karras"])
-def test_picture_start_matches_diffusers(case: str, strength: float) -> None:
+@pytest.mark.parametrize(("steps", "strength"), [(50, 0.03), (50, 0.3), (50, 0.58), (50, 0.75), (50, 1.0), (20, 0.3)])
+@pytest.mark.parametrize("case", ["ddim", "euler", "dpmpp_2m", "euler karras", "deis"])
+def test_picture_start_matches_diffusers(case: str, steps: int, strength: float) -> None:
     sampler, spacing, make = DETERMINISTIC[case]
-    steps = 50
     scheduler = make()
     scheduler.set_timesteps(steps)
     kept = min(int(steps * strength), steps)

@@ -154,19 +154,23 @@ def lms_weights(nodes: Sequence[float], end: float) -> tuple[float, ...]:
     return tuple(weights)
 
 
-def deis(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = proceed) -> Tensor:
+def deis(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = proceed, *, listed: int | None = None
+) -> Tensor:
     """Integrates the slope, interpolated linearly in ln σ over the last two points, exactly. Order 2, one call a step.
 
     Zhang & Chen 2022 (DEIS), the "log ρ" variant (ρ is σ here), as diffusers' DEISMultistepScheduler has it at its
-    default order: the first step is Euler's, and the last one too if there are fewer than 15 or if it goes to 0.
+    default order: the first step is Euler's, and the last one too if the schedule lists fewer than 15 or if it goes to
+    0. `listed` is the schedule's number of steps where these are the end of one, walked from a picture.
     Not followed: with Karras σ and the like diffusers repeats the last σ, a call without a step; ours go on to 0.
     """
     steps = len(sigmas) - 1
+    few = (steps if listed is None else listed) < 15
     before: tuple[float, Tensor] | None = None
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         d = _slope(x, x0, sigma)
-        last = i == steps - 1 and (steps < 15 or sigma_next == 0.0)
+        last = i == steps - 1 and (few or sigma_next == 0.0)
         if before is None or last:
             x = x + (sigma_next - sigma) * d
         else:

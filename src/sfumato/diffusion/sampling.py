@@ -12,6 +12,7 @@ from sfumato.diffusion import samplers, stochastic
 from sfumato.diffusion.adaptive import dpm_adaptive
 from sfumato.diffusion.brownian import brownian_noise, torchsde_noise
 from sfumato.diffusion.denoiser import Predict, consistency, denoiser
+from sfumato.diffusion.image_to_image import image_start
 from sfumato.diffusion.inpaint import Inpaint
 from sfumato.diffusion.integration import After, Denoise, Noise, Step
 from sfumato.diffusion.noise import Draw, white_noise
@@ -94,53 +95,8 @@ def plan(
         raise InvalidRequest(f"eta {eta:g} must be from 0 to 1")
     start, entry_sigma = 0, schedule.sigmas[0]
     if strength is not None:
-        start, entry_sigma = _picture_start(schedule, steps, strength)
+        start, entry_sigma = image_start(schedule, steps, strength)
     return Plan(schedule=schedule, eta=eta, rtol=rtol, atol=atol, start=start, entry_sigma=entry_sigma)
-
-
-def _picture_start(schedule: Schedule, steps: int, strength: float) -> tuple[int, float]:
-    """Index of the first point walked from a picture, and the σ the picture is noised to."""
-    if not 0.0 <= strength <= 1.0:
-        raise InvalidRequest(f"strength {strength:g} must be from 0 to 1")
-    if SAMPLERS[schedule.sampler].grid == "adaptive":
-        if strength not in (0.0, 1.0):
-            raise InvalidRequest(
-                f"strength {strength:g} has no meaning for sampler 'dpm_adaptive', which has no steps to leave out: "
-                "use another sampler"
-            )
-        return (0 if strength else 1), schedule.sigmas[0]
-    count = len(schedule.points)
-    if strength == 0.0:
-        return count, schedule.final_sigma
-    walked, mismatched = _PICTURE_RULES[PROFILES[schedule.profile].img2img](schedule, steps, strength)
-    start = count - min(max(walked, 1), count)
-    return start, schedule.sigmas[max(start - 1, 0) if mismatched else start]
-
-
-def _diffusers_start(schedule: Schedule, steps: int, strength: float) -> tuple[int, bool]:
-    """The last int(S·strength) points. Not followed: with PNDM diffusers counts in its list with the doubled entry,
-    repeats one step and skips the next; with LMS it takes the weights of a history that isn't there yet."""
-    return int(steps * strength), False
-
-
-def _compvis_start(schedule: Schedule, steps: int, strength: float) -> tuple[int, bool]:
-    """As many, but DDIM's family noises the picture one point higher than where it starts (img2img.py:
-    `stochastic_encode` at index K, `decode` from K − 1)."""
-    return int(steps * strength), schedule.sampler in ("ddim", "plms")
-
-
-def _a1111_start(schedule: Schedule, steps: int, strength: float) -> tuple[int, bool]:
-    """One step more for the k-samplers; DDIM and PLMS as CompVis, less the last point, which they only stop at."""
-    count = int(min(strength, 0.999) * steps)
-    listed = SAMPLERS[schedule.sampler].grid == "timestep"
-    return (count - 1, True) if listed else (count + 1, False)
-
-
-_PICTURE_RULES: Mapping[str, Callable[[Schedule, int, float], tuple[int, bool]]] = {
-    "diffusers": _diffusers_start,
-    "compvis": _compvis_start,
-    "a1111": _a1111_start,
-}
 
 
 def enter(plan: Plan, noise: Tensor, latents: Tensor | None = None) -> Tensor:
@@ -280,6 +236,10 @@ def _walk_ddim(plan: Plan, denoise: Denoise, x: Tensor, noise: Noise, after: Aft
     return stochastic.ddim(denoise, x, plan.sigmas, noise, after, eta=plan.eta)
 
 
+def _walk_deis(plan: Plan, denoise: Denoise, x: Tensor, noise: Noise, after: After) -> Tensor:
+    return samplers.deis(denoise, x, plan.sigmas, after, listed=len(plan.schedule.points))
+
+
 def _walk_lcm(plan: Plan, denoise: Denoise, x: Tensor, noise: Noise, after: After) -> Tensor:
     return stochastic.lcm(consistency(denoise, plan.schedule.times()), x, plan.sigmas, noise, after)
 
@@ -304,8 +264,8 @@ _WALKS: Mapping[str, _Walk] = {
     "dpmpp_2m_sde": _stochastic(stochastic.dpmpp_2m_sde),
     "dpmpp_3m_sde": _stochastic(stochastic.dpmpp_3m_sde),
     "unipc": _deterministic(samplers.unipc),
-    "deis": _deterministic(samplers.deis),
+    "deis": _walk_deis,
     "ipndm": _deterministic(samplers.ipndm),
-    "lcm": _stochastic(stochastic.lcm),
+    "lcm": _walk_lcm,
     "dpm_adaptive": _walk_adaptive,
 }
