@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from support.command_line import Cli, files_in
 
 COMMAND = [sys.executable, "-c", "from sfumato.cli.main import main; main()"]
+
+OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def environment() -> dict[str, str]:
@@ -40,6 +43,39 @@ def test_help_imports_nothing_heavy(folder: Path) -> None:
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment())
     assert (finished.returncode, finished.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "set_by_the_user", "there"),
+    [
+        ("generate", {}, {"GOMP_SPINCOUNT": "2000"}),
+        ("evaluate", {}, {"GOMP_SPINCOUNT": "2000"}),
+        ("train", {"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ("bench", {"OMP_WAIT_POLICY": "passive"}, {"OMP_WAIT_POLICY": "passive"}),
+    ],
+)
+def test_every_command_bounds_how_long_openmp_waits_awake(
+    folder: Path, command: str, set_by_the_user: dict[str, str], there: dict[str, str]
+) -> None:
+    script = (
+        "import atexit, os, sys; from sfumato.cli.main import main; assert 'torch' not in sys.modules;"
+        f"atexit.register(lambda: print({{name: os.environ[name] for name in {OPENMP} if name in os.environ}}));"
+        "main()"
+    )
+    finished = run_with_openmp(script, command, "--help", **set_by_the_user)
+    assert finished.stdout.splitlines()[-1] == str(there), finished.stderr
+
+
+def test_importing_the_library_leaves_the_environment_alone(folder: Path) -> None:
+    script = "import os; before = dict(os.environ); import sfumato; sfumato.load_pipeline; print(before == os.environ)"
+    assert run_with_openmp(script).stdout == "True\n"
+
+
+def run_with_openmp(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process where of OpenMP nothing but these is set."""
+    plain = {name: value for name, value in environment().items() if name not in OPENMP}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=plain | variables)
 
 
 def test_another_process_makes_the_same_file(cli: Cli, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from sfumato.cli.models.models import models
 from sfumato.cli.terminal.output_lines import guarded_stdout, log_to_stderr, silence, write_error, write_traceback
 from sfumato.cli.train.train import train
 from sfumato.errors import PeerFailed, PeerGone, SfumatoError
+from sfumato.runtime import bound_openmp_waiting
 
 INTERRUPTED = 130
 
@@ -86,7 +88,8 @@ app.command(rich_help_panel=_MACHINE)(bench)
 
 
 def main() -> NoReturn:
-    """This process's command line."""
+    """Run this process's command line and end it with the command's exit code."""
+    bound_openmp_waiting(os.environ)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # σ and ▀ where the encoding is an old one

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.doctor.finding import Finding, advice, ok
-from sfumato.runtime import free_system_memory
+from sfumato.runtime import OPENMP_SPINS, free_system_memory
 
 _ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 _GIB = 2**30
@@ -65,6 +65,8 @@ def machine_findings(facts: MachineFacts, *, threads: int | None, capability: st
     yield _threads(facts, threads)
     if facts.load is not None:
         yield _load(facts, facts.load)
+    if "libgomp" in facts.loaded:
+        yield _waiting(facts)
     yield _memory(facts)
     yield _allocator(facts)
     if facts.huge_pages:
@@ -116,6 +118,19 @@ def _load(facts: MachineFacts, load: float) -> Finding:
     if load > _BUSY * facts.usable:
         return advice("other programs", seen, "wait for them, or end them: they take their share")
     return ok("other programs", seen)
+
+
+def _waiting(facts: MachineFacts) -> Finding:
+    """How long OpenMP's threads wait awake. Commands bound it for themselves; importing the library changes nothing."""
+    name = "OMP_WAIT_POLICY" if "OMP_WAIT_POLICY" in facts.environment else "GOMP_SPINCOUNT"
+    value = facts.environment.get(name)
+    programs = f"set GOMP_SPINCOUNT={OPENMP_SPINS} for programs of your own that import sfumato"
+    if value == OPENMP_SPINS:
+        return ok("waiting threads", f"{name}={value}, which every command sets for itself; {programs}")
+    if value is None or value.lower() == "active":
+        seen = f"{name}={value}" if value else "awake for as long as OpenMP's default"
+        return advice("waiting threads", seen, f"{programs}: awake they take cores from those that compute")
+    return ok("waiting threads", f"{name}={value}")
 
 
 def _memory(facts: MachineFacts) -> Finding:

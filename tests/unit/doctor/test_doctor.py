@@ -102,6 +102,21 @@ def test_torch_that_asks_for_huge_pages_gets_them() -> None:
     assert findings(**asked)["huge pages"].state == "ok"  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("environment", "state", "word"),
+    [
+        ({}, "advice", "set GOMP_SPINCOUNT=2000 for programs of your own that import sfumato"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "advice", "set GOMP_SPINCOUNT=2000"),
+        ({"GOMP_SPINCOUNT": "2000"}, "ok", "which every command sets for itself; set GOMP_SPINCOUNT=2000 for programs"),
+        ({"OMP_WAIT_POLICY": "passive"}, "ok", "OMP_WAIT_POLICY=passive"),
+    ],
+)
+def test_threads_that_wait_awake_are_told_of(environment: dict[str, str], state: str, word: str) -> None:
+    loaded = facts().loaded + "\n7f00 r-xp /usr/lib/libgomp.so.1"
+    finding = findings(loaded=loaded, environment=environment)["waiting threads"]
+    assert finding.state == state and word in finding.seen + finding.advice
+
+
 def test_extras_are_named_that_lack_a_package() -> None:
     finding = extras(["torch>=2.11", "pytest>=8; extra == 'sde'", "no-such-thing>=1; extra == 'video'"])
     assert finding.seen == "installed: sde; missing: video (--out walk.mp4)"

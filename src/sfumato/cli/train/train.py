@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -29,10 +28,6 @@ train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 @train.callback()
 def about_train() -> None:
     """Train the autoencoder, the diffusion model, or the retriever that judges it."""
-    # Before torch is loaded: how long OpenMP's threads wait awake. Its own default is a hundred times as long, and
-    # where cores are shared with anything else, threads that wait take them from those that compute.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 @train.command()
