@@ -27,6 +27,7 @@ from sfumato.diffusion.noise import seeded_noise
 from sfumato.diffusion.schedule import NoiseSchedule
 from sfumato.engines.registry import start
 from sfumato.engines.shortcuts import Shortcuts
+from sfumato.modelfiles.identity import ModelIdentity
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.nn.token_merging import Merging
 from sfumato.pipeline.batch import Batch, Inputs, decode_pictures, sample_latents
@@ -67,14 +68,14 @@ def v1_model(name: str = "winograd") -> tuple[Model, Callable[[], Tensor], Calla
         name="v1-4 shapes",
         path=Path(),
         vae_path=None,
-        weights=(),
-        last_step=False,
+        identity=ModelIdentity(path=Path(), weights=(), last_step=False),
         unet=unet,
         autoencoder=vae,
         engine=start(name, unet, vae),
         text_encoder=ClipText(ClipTextConfig(width=8, hidden=8, layers=1, heads=1)),
         tokenizer=Tokenizer.from_folder(assets / "v1/tokenizer"),
         noise_schedule=NoiseSchedule(),
+        scheduler={},
         prediction="epsilon",
         safety_checker=None,
         requires_safety_checker=False,

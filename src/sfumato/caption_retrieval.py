@@ -12,13 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.errors import InvalidRequest
-from sfumato.json_files import read_object
-from sfumato.models.clip import TRANSFORMERS, Clip, ClipConfig
-from sfumato.nn.empty import empty_modules
+from sfumato.modelfiles.model_parts import CLIP, read_part
+from sfumato.models.clip import Clip
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.safety.checker import preprocess
-from sfumato.weights.checkpoint import find_weights, open_checkpoint
-from sfumato.weights.mapper import fill, match
 
 _BATCH = 64
 
@@ -39,11 +36,7 @@ class Retriever:
 
         Raises `ModelNotFound`, `InvalidConfig` or `CheckpointError`.
         """
-        config = ClipConfig.from_published(read_object(folder / "config.json"))
-        with empty_modules():
-            model = Clip(config).eval().requires_grad_(False)
-        with open_checkpoint(find_weights(folder)) as checkpoint:
-            fill(model, match(model, TRANSFORMERS, checkpoint), checkpoint, dtype=torch.float32, device=device)
+        model = read_part(folder, CLIP, device=device)
         return cls(model=model, tokenizer=Tokenizer.from_folder(folder))
 
     @torch.inference_mode()

@@ -236,6 +236,17 @@ def test_inspect_and_convert_a_model(cli: Cli) -> None:
     assert "11,008,132" in readable and embedded["sha256"] in readable
 
 
+def test_inspect_shows_the_hash_that_pictures_record(cli: Cli, tmp_path: Path) -> None:
+    """A safety checker's weights are the model's neighbours, not its own."""
+    model = tmp_path / "model"
+    shutil.copytree(Path(sfumato.__file__).parent / "assets" / "pocket", model)
+    (model / "safety_checker").mkdir()
+    (model / "safety_checker" / "model.safetensors").write_bytes(b"of a checker")
+    made = sfumato.load_pipeline(model, device="cpu").generate("a", steps=1, width=32, height=32)
+    recorded = made.provenance[0].model_sha256
+    assert json.loads(cli("inspect", str(model), "--json").out)["sha256"] == recorded
+
+
 def test_convert_writes_variants_and_shards(cli: Cli, folder: Path) -> None:
     assert cli("convert", "pocket", "half", "--variant", "fp16", "--max-shard-size", "10 MB").lines == ["half"]
     assert [file for file in files_in(folder) if "safetensors" in file] == [

@@ -15,7 +15,6 @@ from sfumato.compat.scheduler import Scheduler
 from sfumato.compat.schedulers import scheduler_of
 from sfumato.engines.registry import start
 from sfumato.errors import InvalidRequest
-from sfumato.modelfiles.open_model import open_model
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipText
 from sfumato.models.unet import UNet
@@ -107,8 +106,7 @@ class LoadedPipeline:
             watermark=False,
         )
         if scheduler is None:
-            with open_model(pipeline.model.path, variant=variant) as files:
-                scheduler = scheduler_of({"_class_name": "PNDMScheduler", **files.scheduler})
+            scheduler = scheduler_of({"_class_name": "PNDMScheduler", **pipeline.model.scheduler})
         if not isinstance(scheduler, Scheduler):
             raise InvalidRequest(
                 f"scheduler is a {type(scheduler).__module__} {type(scheduler).__name__}: import it from "

@@ -13,21 +13,21 @@ from torch import Tensor
 
 from sfumato.choices import check_choice
 from sfumato.errors import InvalidRequest, OutputError
-from sfumato.files import atomic_folder, atomic_write, write_text
+from sfumato.files import atomic_folder, atomic_write
+from sfumato.modelfiles.model_parts import NETWORKS, VARIANTS, Part, write_part
 from sfumato.modelfiles.open_model import (
     CHECKER_KEY,
     GUIDANCE_KEY,
     METADATA_KEY,
-    VARIANTS,
     LayoutName,
     ModelFiles,
-    Part,
     open_model,
     published_v1,
     read_tokenizer,
 )
-from sfumato.models import autoencoder, clip_text, compvis, unet
-from sfumato.models.diffusers_folder import CHECKER_PARTS, WEIGHT_FILES, model_index
+from sfumato.modelfiles.publish_model import write_frame
+from sfumato.models import compvis
+from sfumato.models.diffusers_folder import CHECKER_PARTS
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.runtime import DTYPES, logger
 from sfumato.weights.mapped_file import TensorInfo
@@ -122,33 +122,29 @@ def _write_folder(
     max_shard_size: int | None,
     overwrite: bool,
 ) -> None:
-    layouts = {"unet": unet.DIFFUSERS, "vae": autoencoder.DIFFUSERS, "text_encoder": clip_text.DIFFUSERS}
     with atomic_folder(destination, overwrite=overwrite) as folder:
         for name, part in files.parts.items():
-            (folder / name).mkdir()
-            _write_json(folder / name / "config.json", part.module.config.to_published())
+            network = NETWORKS[name]
             tensors = _Tensors(dtype)
-            tensors.add(part, layouts[name])
-            write_safetensors(
-                folder / name / WEIGHT_FILES[name],
+            tensors.add(part, network.layout)
+            config = part.module.config.to_published()
+            write_part(
+                folder / name,
+                network,
+                config,
                 tensors.infos,
                 tensors.read,
-                metadata={"format": "pt"},
-                max_shard_bytes=max_shard_size,
                 variant=variant,
+                max_shard_bytes=max_shard_size,
             )
-        (folder / "scheduler").mkdir()
-        _write_json(folder / "scheduler" / "scheduler_config.json", files.scheduler)
-        (folder / "tokenizer").mkdir()
-        for name, text in files.tokenizer.items():
-            write_text(folder / "tokenizer" / name, text)
-        index = model_index(
+        write_frame(
+            folder,
+            files.tokenizer,
             files.scheduler,
             checker=_copy_checker(files, folder),
             requires_safety_checker=files.requires_safety_checker,
             guidance_scale=files.guidance_scale,
         )
-        _write_json(folder / "model_index.json", index)
 
 
 def _copy_checker(files: ModelFiles, folder: Path) -> frozenset[str]:
@@ -220,7 +216,3 @@ def _without_repetition(tokenizer: Mapping[str, str]) -> dict[str, str]:
     """Leave out `tokenizer.json` where it repeats the vocabulary: a file's header must stay small to be read safely."""
     repeated = {"vocab.json", "merges.txt"} <= tokenizer.keys()
     return {name: text for name, text in tokenizer.items() if not (repeated and name == "tokenizer.json")}
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -11,12 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfumato.errors import CheckpointError, InvalidConfig, InvalidRequest, ModelNotFound, OutputError
-from sfumato.files import file_sha256, locked, plain_name, user_path, write_text
+from sfumato.errors import InvalidConfig, InvalidRequest, ModelNotFound, OutputError
+from sfumato.files import locked, plain_name, user_path, write_text
 from sfumato.json_files import read_object
-from sfumato.runtime import logger
-
-WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 _VERSION = 1
 
@@ -45,7 +41,7 @@ def data_dir() -> Path:
 def read_records() -> dict[str, Record]:
     """Every remembered model by name. `InvalidConfig` names the file if it was damaged by hand."""
     path = data_dir() / "models.json"
-    content = _read_json(path)
+    content = read_list(path)
     if content is None:
         return {}
     try:
@@ -62,93 +58,17 @@ def change_records(change: Callable[[dict[str, Record]], None]) -> None:
     What `change` raises leaves them as they were.
     """
     path = data_dir() / "models.json"
-    with _changing(path):
+    with changing_list(path):
         records = read_records()
         change(records)
         models = {}
         for name, record in sorted(records.items()):
             models[name] = {key: value for key, value in asdict(record).items() if key != "name" and value}
-        _write_json(path, {"version": _VERSION, "models": models})
+        write_list(path, {"version": _VERSION, "models": models})
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The weight files a model consists of: itself, or those in a folder and its components' folders."""
-    if path.is_file():
-        return [path]
-    found = [file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.suffix in WEIGHT_SUFFIXES]
-    return sorted(file for file in found if file.is_file())
-
-
-def hash_files(path: Path) -> dict[str, str]:
-    """SHA-256 of each weight file, read now, by its name relative to the model's folder."""
-    folder = path.parent if path.is_file() else path
-    return {file.relative_to(folder).as_posix(): _hash(file, fresh=True) for file in weight_files(path)}
-
-
-def model_hash(path: Path) -> str:
-    """SHA-256 of a model's weights: of the file, or for a folder of its weight files' names and hashes in order.
-
-    Remembered by path, size and time of change, so that a model is read once. Raises `CheckpointError`.
-    """
-    files = weight_files(path)
-    if not files:
-        raise CheckpointError(f"{path}: no weights to hash in it")
-    hashes = [_hash(file, fresh=False) for file in files]
-    if path.is_file():
-        return hashes[0]
-    lines = [f"{digest}  {file.relative_to(path).as_posix()}\n" for file, digest in zip(files, hashes, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def file_hash(path: Path, *, fresh: bool = False) -> str:
-    """SHA-256 of one file, remembered as `model_hash` remembers it; `fresh` reads it now. Raises `CheckpointError`."""
-    return _hash(path, fresh=fresh)
-
-
-def remembered_hash(path: Path) -> str | None:
-    """SHA-256 of a file that was hashed before and hasn't changed since, by size and time; None for any other."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    entry = _known_hashes(data_dir() / "hashes.json").get(str(path.resolve()))
-    if isinstance(entry, dict) and entry.get("stamp") == [status.st_size, status.st_mtime_ns]:
-        return entry["sha256"] if isinstance(entry.get("sha256"), str) else None
-    return None
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read: {error.strerror or error}") from error
-
-
-def _hash(path: Path, *, fresh: bool) -> str:
-    """SHA-256 of a file, remembered from the last time unless `fresh`."""
-    if not fresh and (known := remembered_hash(path)) is not None:
-        return known
-    status = path.stat()
-    key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
-    store = data_dir() / "hashes.json"
-    digest = _sha256(path)
-    try:
-        with _changing(store):
-            _write_json(store, _known_hashes(store) | {key: {"stamp": stamp, "sha256": digest}})
-    except OutputError as error:
-        logger.debug("hash of %s not remembered: %s", path, error)
-    return digest
-
-
-def _known_hashes(store: Path) -> dict[str, Any]:
-    try:
-        return _read_json(store) or {}
-    except InvalidConfig:
-        return {}  # only a cache: made anew
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """None where there is no such file. `InvalidConfig` names one that is damaged, and what to do."""
+def read_list(path: Path) -> dict[str, Any] | None:
+    """Read a list, None where there is no such file. `InvalidConfig` names one that is damaged, and what to do."""
     try:
         return read_object(path)
     except ModelNotFound:
@@ -158,8 +78,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _changing(path: Path) -> Iterator[None]:
-    """The list at `path` is ours alone to read and write again; its folder is there."""
+def changing_list(path: Path) -> Iterator[None]:
+    """Have the list at `path` for ourselves, to read and write again; its folder is there. Raises `OutputError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -168,5 +88,6 @@ def _changing(path: Path) -> Iterator[None]:
         yield
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_list(path: Path, content: dict[str, Any]) -> None:
+    """Write a list for people to read, too. Raises `OutputError`."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", overwrite=True)

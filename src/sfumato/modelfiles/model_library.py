@@ -13,30 +13,9 @@ from typing import Literal
 from sfumato.errors import CheckpointError, HubError, InvalidRequest, ModelNotFound, OutputError
 from sfumato.files import plain_name, user_path
 from sfumato.modelfiles import hub
-from sfumato.modelfiles.library_index import (
-    WEIGHT_SUFFIXES,
-    Record,
-    change_records,
-    data_dir,
-    hash_files,
-    model_hash,
-    read_records,
-)
+from sfumato.modelfiles.hash_cache import WEIGHT_SUFFIXES, hash_files
+from sfumato.modelfiles.library_index import Record, change_records, read_records
 from sfumato.progress import OnProgress, ignore
-
-__all__ = [
-    "ALIASES",
-    "FileCheck",
-    "ModelLocation",
-    "add",
-    "data_dir",
-    "list_models",
-    "model_hash",
-    "pull",
-    "remove",
-    "resolve",
-    "verify",
-]
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {

@@ -7,24 +7,35 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from sfumato.errors import CheckpointError, InvalidConfig, ModelNotFound
-from sfumato.json_files import parse_object, read_object, read_text
-from sfumato.models import autoencoder, clip_text, compvis, unet
+from sfumato.json_files import parse_object, read_object
+from sfumato.modelfiles.model_parts import (
+    TEXT_ENCODER,
+    UNET,
+    VAE,
+    Module,
+    Network,
+    Part,
+    component_weights,
+    matched,
+    naming,
+    open_part,
+)
+from sfumato.models import autoencoder, compvis
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.diffusers_folder import GUIDANCE_ENTRY
 from sfumato.models.unet import UNet
 from sfumato.models.unet_config import UNetConfig
 from sfumato.nn.empty import empty_modules
-from sfumato.prompt.tokenizer import TOKENIZER_FILES, Tokenizer
-from sfumato.weights.checkpoint import Checkpoint, find_weights, open_checkpoint
-from sfumato.weights.mapper import Entry, Layout, match
+from sfumato.prompt.tokenizer import TOKENIZER_FILES, Tokenizer, tokenizer_files
+from sfumato.weights.checkpoint import Checkpoint, open_checkpoint
 
 logger = logging.getLogger("sfumato")
 
@@ -36,21 +47,8 @@ METADATA_KEY = "sfumato.model"
 CHECKER_KEY = "sfumato.requires_safety_checker"
 # The guidance scale its makers recommend; in a folder `_guidance_scale` of `model_index.json`.
 GUIDANCE_KEY = "sfumato.guidance_scale"
-# What the name of a folder's other files (`….fp16.safetensors`) says of the numbers in them.
-VARIANTS: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16"}
 
 LayoutName = Literal["diffusers", "compvis"]
-Module = TypeVar("Module", UNet, Autoencoder, ClipText)
-Config = TypeVar("Config", UNetConfig, AutoencoderConfig, ClipTextConfig)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part(Generic[Module]):
-    """One network of a model: its module without numbers (on the `meta` device), and where the numbers are."""
-
-    module: Module
-    entries: tuple[Entry, ...]
-    checkpoint: Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +70,11 @@ class ModelFiles:
     requires_safety_checker: bool = True
     guidance_scale: float | None = None
     ema: bool = False
+
+    @property
+    def last_step(self) -> bool:
+        """Whether the UNet is the last step of a file that has its moving average too."""
+        return not self.ema and compvis.has_ema(self.unet.checkpoint.tensors)
 
     @property
     def parts(self) -> Mapping[str, Part[Any]]:
@@ -97,28 +100,23 @@ def _open_folder(path: Path, vae: Path | None, ema: bool, variant: str | None, s
     if not (path / "unet").is_dir():
         raise ModelNotFound(f"{path} is not a model: a diffusers folder has unet/, vae/, text_encoder/ and tokenizer/")
 
-    def part(name: str, module: Callable[[Any], Module], config: Any, layout: Layout) -> Part[Module]:
-        published = _read_config(path / name, config)
-        checkpoint = stack.enter_context(open_checkpoint(component_weights(path / name, variant)))
-        return _part(module(published), layout, checkpoint)
+    def part(name: str, network: Network[Module]) -> Part[Module]:
+        return stack.enter_context(open_part(path / name, network, variant=variant))
 
     checker, index_file = path / "safety_checker", path / "model_index.json"
     index = read_object(index_file) if index_file.is_file() else {}
-    with empty_modules():
-        return ModelFiles(
-            path=path,
-            layout="diffusers",
-            unet=part("unet", UNet, UNetConfig, unet.DIFFUSERS),
-            vae=_other_autoencoder(vae, stack)
-            if vae
-            else part("vae", Autoencoder, AutoencoderConfig, autoencoder.DIFFUSERS),
-            text_encoder=part("text_encoder", ClipText, ClipTextConfig, clip_text.DIFFUSERS),
-            tokenizer=_read_tokenizer(path / "tokenizer"),
-            scheduler=read_object(path / "scheduler" / "scheduler_config.json"),
-            safety_checker=checker if (checker / "config.json").is_file() and _has_weights(checker) else None,
-            requires_safety_checker=index.get("requires_safety_checker") is not False,
-            guidance_scale=_guidance_scale(index.get(GUIDANCE_ENTRY), index_file),
-        )
+    return ModelFiles(
+        path=path,
+        layout="diffusers",
+        unet=part("unet", UNET),
+        vae=_other_autoencoder(vae, stack) if vae else part("vae", VAE),
+        text_encoder=part("text_encoder", TEXT_ENCODER),
+        tokenizer=_read_tokenizer(path / "tokenizer"),
+        scheduler=read_object(path / "scheduler" / "scheduler_config.json"),
+        safety_checker=checker if (checker / "config.json").is_file() and _has_weights(checker) else None,
+        requires_safety_checker=index.get("requires_safety_checker") is not False,
+        guidance_scale=_guidance_scale(index.get(GUIDANCE_ENTRY), index_file),
+    )
 
 
 def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, stack: ExitStack) -> ModelFiles:
@@ -132,7 +130,7 @@ def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, sta
             return ModelFiles(
                 path=path,
                 layout="compvis",
-                unet=_part(
+                unet=matched(
                     UNet(unet_config),
                     compvis.unet_layout(unet_config, ema=averaged),
                     checkpoint,
@@ -140,13 +138,13 @@ def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, sta
                 ),
                 vae=_other_autoencoder(vae, stack)
                 if vae
-                else _part(
+                else matched(
                     Autoencoder(vae_config),
                     compvis.autoencoder_layout(vae_config),
                     checkpoint,
                     within=compvis.AUTOENCODER,
                 ),
-                text_encoder=_part(
+                text_encoder=matched(
                     ClipText(text_config), compvis.text_layout(), checkpoint, within=compvis.TEXT_ENCODER
                 ),
                 tokenizer=described["tokenizer"] if described else published_v1()[0],
@@ -168,24 +166,6 @@ def _guidance_scale(written: object, where: Path) -> float | None:
     if isinstance(written, bool) or not 0.0 <= scale <= 1000.0:
         raise InvalidConfig(f"{where}: the guidance scale {written!r:.60} is no number from 0 to 1000")
     return scale
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Put the file's path before errors about its content that don't have it."""
-    try:
-        yield
-    except (CheckpointError, InvalidConfig) as error:
-        if str(path) in str(error):
-            raise
-        raise type(error)(f"{path}: {error}") from error
-
-
-def _read_config(folder: Path, config: type[Config]) -> Config:
-    path = folder / "config.json"
-    values = read_object(path)
-    with naming(path):
-        return config.from_published(values)
 
 
 def _configs(
@@ -216,9 +196,7 @@ def open_autoencoder(path: Path) -> Iterator[Part[Autoencoder]]:
         if path.is_file() and _is_described(path):
             yield stack.enter_context(open_model(path)).vae
             return
-        with empty_modules():
-            part = _other_autoencoder(path / "vae" if (path / "vae").is_dir() else path, stack)
-        yield part
+        yield _other_autoencoder(path / "vae" if (path / "vae").is_dir() else path, stack)
 
 
 def _is_described(path: Path) -> bool:
@@ -230,37 +208,21 @@ def _is_described(path: Path) -> bool:
 def _other_autoencoder(path: Path, stack: ExitStack) -> Part[Autoencoder]:
     """An autoencoder of its own: a diffusers `vae` folder, or a file in either layout (A1111's `.vae.pt` too)."""
     if path.is_dir():
-        config = _read_config(path, AutoencoderConfig)
-        checkpoint = stack.enter_context(open_checkpoint(component_weights(path)))
-        return _part(Autoencoder(config), autoencoder.DIFFUSERS, checkpoint)
+        return stack.enter_context(open_part(path, VAE))
     checkpoint = stack.enter_context(open_checkpoint(path))
     shapes = _shapes(checkpoint)
-    with naming(path):
+    with naming(path), empty_modules():
         kind, prefix = compvis.autoencoder_kind(shapes)
         if kind == "diffusers":
-            return _part(Autoencoder(autoencoder.infer(shapes)), autoencoder.DIFFUSERS, checkpoint)
+            return matched(Autoencoder(autoencoder.infer(shapes)), autoencoder.DIFFUSERS, checkpoint)
         config = compvis.infer_autoencoder(shapes, prefix=prefix)
-    return _part(Autoencoder(config), compvis.autoencoder_layout(config, prefix=prefix), checkpoint, within=prefix)
-
-
-def _part(module: Module, layout: Layout, checkpoint: Checkpoint, *, within: str | None = "") -> Part[Module]:
-    module.eval().requires_grad_(False)
-    return Part(module=module, entries=tuple(match(module, layout, checkpoint, within=within)), checkpoint=checkpoint)
+        return matched(
+            Autoencoder(config), compvis.autoencoder_layout(config, prefix=prefix), checkpoint, within=prefix
+        )
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {name: info.shape for name, info in checkpoint.tensors.items()}
-
-
-def component_weights(folder: Path, variant: str | None = None) -> Path:
-    """The file to read: the variant asked for, the plain one, or a half-precision one if nothing else is there."""
-    try:
-        return find_weights(folder, variant=variant)
-    except ModelNotFound:
-        for other in VARIANTS:
-            with suppress(ModelNotFound):
-                return find_weights(folder, variant=other)
-        raise
 
 
 def _has_weights(folder: Path) -> bool:
@@ -310,7 +272,7 @@ def published_v1() -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _read_tokenizer(folder: Path) -> dict[str, str]:
-    files = {name: read_text(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    files = tokenizer_files(folder)
     if not files:
         raise ModelNotFound(f"{folder}: no tokenizer there; expected vocab.json and merges.txt")
     return files

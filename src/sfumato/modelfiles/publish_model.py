@@ -5,31 +5,21 @@ Each appears whole or not at all. The model's card is written by what knows more
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sfumato.files import atomic_folder, write_text
-from sfumato.modelfiles.publish_part import publish
-from sfumato.models import autoencoder as autoencoder_files
-from sfumato.models import clip_text, unet
+from sfumato.files import atomic_folder, make_folder, write_text
+from sfumato.modelfiles.model_parts import CLIP, NETWORKS, VAE, write_json, write_module
 from sfumato.models.autoencoder import Autoencoder
-from sfumato.models.clip import TRANSFORMERS, Clip
+from sfumato.models.clip import Clip
 from sfumato.models.clip_text import ClipText
-from sfumato.models.diffusers_folder import WEIGHT_FILES, model_index
+from sfumato.models.diffusers_folder import model_index
 from sfumato.models.unet import UNet
-from sfumato.prompt.tokenizer import TOKENIZER_FILES
+from sfumato.prompt.tokenizer import TOKENIZER_FILES, tokenizer_files
 from sfumato.safety.checker import MEAN, STD
-from sfumato.weights.mapper import Layout
-
-_LAYOUTS: Mapping[str, Layout] = {
-    "unet": unet.DIFFUSERS,
-    "vae": autoencoder_files.DIFFUSERS,
-    "text_encoder": clip_text.DIFFUSERS,
-}
 
 
 def publish_model(
@@ -49,54 +39,62 @@ def publish_model(
     """
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         for name, network in networks.items():
-            published = network.config.to_published()
-            publish(network, _LAYOUTS[name], published, temporary / name, file_name=WEIGHT_FILES[name], dtype=dtype)
-        copy_tokenizer(tokenizer, temporary / "tokenizer")
-        (temporary / "scheduler").mkdir()
-        _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
-        _write_json(temporary / "model_index.json", model_index(scheduler, guidance_scale=guidance_scale))
+            write_module(temporary / name, NETWORKS[name], network, dtype=dtype)
+        write_frame(temporary, tokenizer_files(tokenizer), scheduler, guidance_scale=guidance_scale)
+
+
+def write_frame(
+    folder: Path,
+    tokenizer: Mapping[str, str],
+    scheduler: Mapping[str, Any],
+    *,
+    checker: frozenset[str] = frozenset(),
+    requires_safety_checker: bool = False,
+    guidance_scale: float | None = None,
+) -> None:
+    """Write what a model's folder has beside its networks: the tokenizer's files, the scheduler, the index.
+
+    The keywords are as in `model_index`. Raises `OutputError`.
+    """
+    write_tokenizer(tokenizer, folder / "tokenizer")
+    make_folder(folder / "scheduler")
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = model_index(
+        scheduler,
+        checker=checker,
+        requires_safety_checker=requires_safety_checker,
+        guidance_scale=guidance_scale,
+    )
+    write_json(folder / "model_index.json", index)
 
 
 def publish_autoencoder(
     autoencoder: Autoencoder, folder: Path, *, dtype: torch.dtype = torch.float16, overwrite: bool = False
 ) -> None:
-    """An autoencoder as diffusers' `vae` folder. Raises `OutputError`."""
-    publish(
-        autoencoder,
-        autoencoder_files.DIFFUSERS,
-        autoencoder.config.to_published(),
-        folder,
-        file_name=WEIGHT_FILES["vae"],
-        dtype=dtype,
-        overwrite=overwrite,
-    )
+    """Write an autoencoder as diffusers' `vae` folder. Raises `OutputError`."""
+    with atomic_folder(folder, overwrite=overwrite) as temporary:
+        write_module(temporary, VAE, autoencoder, dtype=dtype)
 
 
 def publish_clip(
     clip: Clip, tokenizer: Path, folder: Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False
 ) -> None:
-    """A CLIP model as transformers' `CLIPModel`, with its tokenizer and preprocessor. Raises `OutputError`."""
-    side = clip.config.vision.image_size
+    """Write a CLIP model as transformers' `CLIPModel`, with its tokenizer and preprocessor. Raises `OutputError`."""
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        inner = temporary / "model"
-        publish(clip, TRANSFORMERS, clip.config.to_published(), inner, file_name="model.safetensors", dtype=dtype)
-        for file in inner.iterdir():
-            file.rename(temporary / file.name)
-        inner.rmdir()
-        copy_tokenizer(tokenizer, temporary)
-        _write_json(temporary / "preprocessor_config.json", _preprocessor(side))
+        write_module(temporary, CLIP, clip, dtype=dtype)
+        write_tokenizer(tokenizer_files(tokenizer), temporary)
+        write_json(temporary / "preprocessor_config.json", _preprocessor(clip.config.vision.image_size))
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """The tokenizer's files from one folder to another; the names are ours, not the folder's."""
-    folder.mkdir(exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            (folder / name).write_bytes((source / name).read_bytes())
+def write_tokenizer(files: Mapping[str, str], folder: Path) -> None:
+    """Write a tokenizer's files into a folder; the names are ours, not the folder's. Raises `OutputError`."""
+    make_folder(folder)
+    for name in files.keys() & set(TOKENIZER_FILES):
+        write_text(folder / name, files[name])
 
 
 def _preprocessor(side: int) -> dict[str, Any]:
-    """What `sfumato.safety.checker.preprocess` does, in transformers' words."""
+    """Say what `sfumato.safety.checker.preprocess` does, in transformers' words."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
@@ -111,7 +109,3 @@ def _preprocessor(side: int) -> dict[str, Any]:
         "image_mean": [round(float(value), 8) for value in MEAN],
         "image_std": [round(float(value), 8) for value in STD],
     }
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -37,6 +37,11 @@ _ID = re.compile(r"[0-9]{1,9}", re.ASCII)
 _HALF = re.compile("[\\ud800-\\udfff]")  # half of a character: no text for the library
 
 
+def tokenizer_files(folder: Path) -> dict[str, str]:
+    """Read the texts of a tokenizer's files by name, those that are there. Raises `InvalidConfig`."""
+    return {name: read_text(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
     """The ids of a text, without begin, end or padding, and for each the index of the character it starts at."""
@@ -68,8 +73,7 @@ class Tokenizer:
         Raises `InvalidConfig` naming the file that is missing, damaged, or names a token the vocabulary lacks.
         """
         folder = Path(folder)
-        files = {name: read_text(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
-        return cls.from_files(files, folder=folder)
+        return cls.from_files(tokenizer_files(folder), folder=folder)
 
     @classmethod
     def from_files(cls, files: Mapping[str, str], *, folder: str | Path) -> Self:

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from sfumato.errors import InvalidConfig, ModelNotFound
-from sfumato.files import atomic_folder, locked, make_folder, write_text
-from sfumato.modelfiles.publish_model import publish_autoencoder
+from sfumato.files import atomic_folder, locked, make_folder
+from sfumato.modelfiles.model_parts import VAE, read_part
+from sfumato.modelfiles.publish_model import publish_autoencoder, write_tokenizer
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.unet_config import UNetConfig
-from sfumato.prompt.tokenizer import TOKENIZER_FILES, Tokenizer
+from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.encoding.encode_dataset import encoder_hash
-from sfumato.train.starting_model import read_part
 
 _PARTS, _LOCK = "parts", ".lock"  # processes of one run find these parts in turn
 
@@ -30,9 +30,7 @@ def kept_autoencoder(run: Path) -> Autoencoder | None:
     folder = run / _PARTS / "vae"
     if not folder.is_dir():
         return None
-    module = read_part(folder.parent, folder.name)
-    assert isinstance(module, Autoencoder)
-    return module
+    return read_part(folder, VAE)
 
 
 def keep_autoencoder(run: Path, autoencoder: Autoencoder) -> None:
@@ -64,8 +62,7 @@ def keep_tokenizer(run: Path, files: Mapping[str, str], where: Path) -> Tokenize
     with locked(folder.parent / _LOCK):
         if not folder.is_dir():
             with atomic_folder(folder) as temporary:
-                for name in files.keys() & set(TOKENIZER_FILES):
-                    write_text(temporary / name, files[name])
+                write_tokenizer(files, temporary)
     kept = Tokenizer.from_folder(folder)
     if kept.backend.to_str() != tokenizer.backend.to_str():
         raise InvalidConfig(f"{run} was begun with another tokenizer: leave --tokenizer out, or give another --out")

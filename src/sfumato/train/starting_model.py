@@ -9,42 +9,21 @@ Mean and deviation of its latents are folded into its autoencoder already.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.errors import InvalidConfig, ModelNotFound
 from sfumato.files import atomic_folder, file_sha256, make_folder, write_text
 from sfumato.json_files import read_object
-from sfumato.modelfiles.publish_model import copy_tokenizer
-from sfumato.models import autoencoder, clip_text, unet
-from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
-from sfumato.models.clip_text import ClipText, ClipTextConfig
-from sfumato.models.diffusers_folder import WEIGHT_FILES
-from sfumato.models.unet import UNet
-from sfumato.models.unet_config import UNetConfig
-from sfumato.nn.empty import empty_modules
-from sfumato.weights.checkpoint import find_weights, open_checkpoint
-from sfumato.weights.mapper import Layout, fill, match
+from sfumato.modelfiles.model_parts import NETWORKS, VAE, read_part
+from sfumato.modelfiles.publish_model import write_tokenizer
+from sfumato.models.autoencoder import Autoencoder
+from sfumato.prompt.tokenizer import tokenizer_files
+from sfumato.weights.checkpoint import find_weights
 
 _FOLDER, _DESCRIPTION = "start", "start.json"
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    build: Callable[[Mapping[str, Any]], nn.Module]
-    layout: Layout
-
-
-_PARTS: Mapping[str, _Kind] = {
-    "unet": _Kind(lambda values: UNet(UNetConfig.from_published(values)), unet.DIFFUSERS),
-    "vae": _Kind(lambda values: Autoencoder(AutoencoderConfig.from_published(values)), autoencoder.DIFFUSERS),
-    "text_encoder": _Kind(lambda values: ClipText(ClipTextConfig.from_published(values)), clip_text.DIFFUSERS),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +44,12 @@ class KeptModel:
 
     def autoencoder(self) -> Autoencoder:
         """In float32, ready to encode."""
-        module = read_part(self.folder, "vae")
-        assert isinstance(module, Autoencoder)
-        return module
+        return read_part(self.folder / "vae", VAE)
 
     def weights(self) -> dict[str, Tensor]:
         """UNet and text encoder, by their names in `LatentDiffusion`."""
-        parts = {name: read_part(self.folder, name).state_dict() for name in ("unet", "text_encoder")}
+        parts = {name: read_part(self.folder / name, NETWORKS[name]).state_dict() for name in ("unet", "text_encoder")}
         return {f"{name}.{key}": tensor for name, state in parts.items() for key, tensor in state.items()}
-
-
-def read_part(model: Path, name: str) -> nn.Module:
-    """One network of a model folder, in float32. Raises `ModelNotFound`, `InvalidConfig` or `CheckpointError`."""
-    kind = _PARTS[name]
-    with empty_modules():
-        module = kind.build(read_object(model / name / "config.json")).eval().requires_grad_(False)
-    with open_checkpoint(find_weights(model / name)) as checkpoint:
-        fill(module, match(module, kind.layout, checkpoint), checkpoint, dtype=torch.float32)
-    return module
 
 
 def kept_model(folder: Path) -> KeptModel | None:
@@ -96,7 +63,7 @@ def keep_model(model: Path, folder: Path) -> None:
 
     `ModelNotFound` where a part is missing, `InvalidConfig` where they were begun with another model.
     """
-    weights = {name: find_weights(model / name) for name in _PARTS}
+    weights = {name: find_weights(model / name) for name in NETWORKS}
     for path in weights.values():
         if path.suffix != ".safetensors":
             raise InvalidConfig(f"{path}: a model to start from has each part in one .safetensors file: convert it "
@@ -117,7 +84,7 @@ def keep_model(model: Path, folder: Path) -> None:
         for name, path in weights.items():
             (temporary / name).mkdir()
             (temporary / name / "config.json").write_bytes((model / name / "config.json").read_bytes())
-            (temporary / name / WEIGHT_FILES[name]).write_bytes(path.read_bytes())
-        copy_tokenizer(model / "tokenizer", temporary / "tokenizer")
+            (temporary / name / NETWORKS[name].file).write_bytes(path.read_bytes())
+        write_tokenizer(tokenizer_files(model / "tokenizer"), temporary / "tokenizer")
         described = {"model": model.resolve().name, "sha256": digests}
         write_text(temporary / _DESCRIPTION, json.dumps(described, indent=1) + "\n")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sfumato.errors import OutputError
-from sfumato.modelfiles.publish_part import publish
-from sfumato.models import autoencoder, unet
+from sfumato.modelfiles.model_parts import UNET, write_module
+from sfumato.modelfiles.publish_model import publish_autoencoder
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.unet import UNet
 from sfumato.models.unet_config import UNetConfig
@@ -20,12 +20,12 @@ def test_a_published_autoencoder_decodes_the_same_in_diffusers(tmp_path: Path) -
     torch.manual_seed(0)
     config = AutoencoderConfig(block_channels=(16, 32), layers_per_block=1, norm_groups=1, sample_size=16)
     ours = Autoencoder(config).requires_grad_(False).to(memory_format=torch.channels_last)
-    publish(ours, autoencoder.DIFFUSERS, config.to_published(), tmp_path / "vae", dtype=torch.float32)
+    publish_autoencoder(ours, tmp_path / "vae", dtype=torch.float32)
     theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours.decode(latents), theirs.decode(latents).sample, atol=2e-5, rtol=1e-4)
     with pytest.raises(OutputError, match="not empty"):
-        publish(ours, autoencoder.DIFFUSERS, config.to_published(), tmp_path / "vae")
+        publish_autoencoder(ours, tmp_path / "vae")
 
 
 def test_a_published_unet_is_float16_and_answers_the_same_in_diffusers(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_published_unet_is_float16_and_answers_the_same_in_diffusers(tmp_path:
         sample_size=8,
     )
     ours = UNet(config).requires_grad_(False)
-    publish(ours, unet.DIFFUSERS, config.to_published(), tmp_path / "unet")
+    write_module(tmp_path / "unet", UNET, ours, dtype=torch.float16)
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     assert {tensor.dtype for tensor in theirs.state_dict().values()} <= {torch.float16, torch.float32}
     generator = torch.Generator().manual_seed(1)

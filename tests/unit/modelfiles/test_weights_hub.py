@@ -213,7 +213,7 @@ def run(program: str, endpoint: str, home: Path, **environment: str) -> Any:
         sys.executable,
         "-c",
         "import json\nfrom sfumato.errors import SfumatoError\n"
-        "from sfumato.modelfiles import hub, model_library as store\n" + program,
+        "from sfumato.modelfiles import hub, library_index as registry, model_library as store\n" + program,
     ]
     done = subprocess.run(
         command,
@@ -264,7 +264,7 @@ def message(name, **options):
         return str(store.resolve(name, **options).path)
     except SfumatoError as error:
         return f"{type(error).__name__}: {error}"
-(store.data_dir() / "models.json").unlink()
+(registry.data_dir() / "models.json").unlink()
 found = [message("who/model"), message("who/model", offline=True)]
 print(json.dumps([*found, message("who/other"), message("v1-4"), message("who/other", offline=True)]))
 """

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from sfumato.errors import CheckpointError, HubError, InvalidConfig, InvalidRequest, ModelNotFound
+from sfumato.modelfiles import hash_cache
 from sfumato.modelfiles import library_index as registry
 from sfumato.modelfiles import model_library as store
 
@@ -88,7 +89,7 @@ def test_a_folder_is_hashed_file_by_file(folder: Path) -> None:
         f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
         for name in ("unet/diffusion_pytorch_model.safetensors", "vae.safetensors")
     )
-    assert store.model_hash(folder) == hashlib.sha256(listing.encode()).hexdigest()
+    assert hash_cache.weights_hash(folder) == hashlib.sha256(listing.encode()).hexdigest()
 
 
 def test_names_that_are_taken(weights: Path, folder: Path) -> None:
@@ -186,21 +187,21 @@ def test_folders_of_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_hash_is_remembered_until_the_file_changes(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = store.model_hash(weights)
+    first = hash_cache.weights_hash(weights)
     assert first == hashlib.sha256(weights.read_bytes()).hexdigest()
     read: list[Path] = []
-    really = registry._sha256
-    monkeypatch.setattr(registry, "_sha256", lambda path: read.append(path) or really(path))
-    assert store.model_hash(weights) == first
+    really = hash_cache._sha256
+    monkeypatch.setattr(hash_cache, "_sha256", lambda path: read.append(path) or really(path))
+    assert hash_cache.weights_hash(weights) == first
     assert read == []
     save_file({"a": torch.zeros(10)}, weights)
-    assert store.model_hash(weights) == hashlib.sha256(weights.read_bytes()).hexdigest() != first
+    assert hash_cache.weights_hash(weights) == hashlib.sha256(weights.read_bytes()).hexdigest() != first
     assert read == [weights]
 
 
 def test_a_hash_needs_no_writable_library(weights: Path, library: Path) -> None:
     library.write_text("a file where the folder should be")
-    assert store.model_hash(weights) == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert hash_cache.weights_hash(weights) == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -227,17 +228,17 @@ def test_what_is_written_can_be_read_by_hand(weights: Path, library: Path) -> No
     store.add(weights, name="mine")
     assert json.loads((library / "models.json").read_text()) == {
         "version": 1,
-        "models": {"mine": {"path": str(weights), "files": {weights.name: store.model_hash(weights)}}},
+        "models": {"mine": {"path": str(weights), "files": {weights.name: hash_cache.weights_hash(weights)}}},
     }
 
 
 def test_where_the_library_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SFUMATO_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
-    assert store.data_dir() == tmp_path / "xdg" / "sfumato"
+    assert registry.data_dir() == tmp_path / "xdg" / "sfumato"
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert store.data_dir() == tmp_path / ".local" / "share" / "sfumato"
+    assert registry.data_dir() == tmp_path / ".local" / "share" / "sfumato"
 
 
 def test_threads_that_add_models_at_once_lose_none(weights: Path) -> None:
@@ -280,7 +281,7 @@ for i in range(20):
 def test_of_two_models_added_under_one_name_at_once_one_is_refused(
     weights: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hash_files = registry.hash_files
+    hash_files = hash_cache.hash_files
 
     def slow(path: Path) -> dict[str, str]:
         monkeypatch.setattr(store, "hash_files", hash_files)

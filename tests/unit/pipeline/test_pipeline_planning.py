@@ -73,7 +73,7 @@ def test_weights_that_cannot_be_hashed_are_found_before_painting(
     def unreadable(path: Path) -> str:
         raise CheckpointError(f"{path}: can't be read")
 
-    monkeypatch.setattr("sfumato.pipeline.model.model_hash", unreadable)
+    monkeypatch.setattr("sfumato.modelfiles.identity.file_hash", unreadable)
     events: list[Progress] = []
     with pytest.raises(CheckpointError, match="can't be read"):
         pipeline.generate(GOOD, on_progress=events.append)

@@ -18,13 +18,10 @@ def load_autoencoder(name: str) -> Autoencoder:
 
     In float32 on the CPU. Raises `ModelNotFound`, `CheckpointError` or `InvalidConfig`.
     """
-    import torch
-
     from sfumato.modelfiles.model_library import resolve
     from sfumato.modelfiles.open_model import open_autoencoder
     from sfumato.train.autoencoder_run import autoencoder_of_run
     from sfumato.train.trainer import CONFIG
-    from sfumato.weights.mapper import fill
 
     path = user_path(name)
     if (path / CONFIG).is_file():
@@ -32,5 +29,4 @@ def load_autoencoder(name: str) -> Autoencoder:
             return autoencoder_of_run(path)
         path = path / PUBLISHED
     with open_autoencoder(path if path.exists() else resolve(name).path) as part:
-        fill(part.module, part.entries, part.checkpoint, dtype=torch.float32)
-    return part.module
+        return part.load()

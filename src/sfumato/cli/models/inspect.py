@@ -15,11 +15,11 @@ import typer
 from sfumato.cli.options.flags import Json
 from sfumato.cli.terminal.output_lines import facts, literal, stdout_console, table, write_json
 from sfumato.errors import InvalidRequest, MissingExtra
-from sfumato.modelfiles.library_index import WEIGHT_SUFFIXES
+from sfumato.modelfiles.hash_cache import WEIGHT_SUFFIXES
 from sfumato.runtime import dtype_name
 
 if TYPE_CHECKING:
-    from sfumato.modelfiles.open_model import Part
+    from sfumato.modelfiles.model_parts import Part
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -90,7 +90,8 @@ def _other_dialect(data: bytes, name: str) -> dict[str, Any] | None:
 
 
 def _model(target: str) -> dict[str, Any]:
-    from sfumato.modelfiles.model_library import model_hash, resolve
+    from sfumato.modelfiles.identity import identity_of
+    from sfumato.modelfiles.model_library import resolve
     from sfumato.modelfiles.open_model import open_model
 
     location = resolve(target, offline=True)
@@ -107,7 +108,7 @@ def _model(target: str) -> dict[str, Any]:
             "safety_checker": files.safety_checker is not None,
             "ema": files.ema,
             "bytes": _bytes(location.path),
-            "sha256": model_hash(location.path),
+            "sha256": identity_of(files).sha256,
             "parts": {name: _part(part) for name, part in files.parts.items()},
         }
 

@@ -109,25 +109,20 @@ def _files_of(name: str) -> tuple[Mapping[str, str], Path]:
 
 
 def _in_folder(folder: Path) -> tuple[Mapping[str, str], Path]:
-    from sfumato.json_files import read_text
-    from sfumato.prompt.tokenizer import TOKENIZER_FILES
+    from sfumato.prompt.tokenizer import tokenizer_files
 
-    return {name: read_text(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}, folder
+    return tokenizer_files(folder), folder
 
 
 def _of_model(name: str, parts: tuple[str, ...]) -> Mapping[str, Tensor]:
-    import torch
-
     from sfumato.modelfiles.model_library import resolve
     from sfumato.modelfiles.open_model import open_model
-    from sfumato.weights.mapper import fill
 
     weights: dict[str, Tensor] = {}
     with open_model(resolve(name).path) as files:
         for part_name in parts:
-            part = files.parts[part_name]
-            fill(part.module, part.entries, part.checkpoint, dtype=torch.float32)
-            weights |= {f"{part_name}.{key}": tensor for key, tensor in part.module.state_dict().items()}
+            state = files.parts[part_name].load().state_dict()
+            weights |= {f"{part_name}.{key}": tensor for key, tensor in state.items()}
     return weights
 
 

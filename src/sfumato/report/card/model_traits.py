@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfumato.modelfiles.library_index import file_hash
-from sfumato.modelfiles.open_model import ModelFiles, Part, open_model
+from sfumato.modelfiles.hash_cache import file_hash
+from sfumato.modelfiles.identity import identity_of
+from sfumato.modelfiles.model_parts import Part
+from sfumato.modelfiles.open_model import ModelFiles, open_model
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet_config import UNetConfig
-from sfumato.pipeline.model import files_read, weights_sha256
 
 _LONGEST = 40  # characters of a word in a config
 
@@ -57,7 +58,7 @@ class ModelTraits:
 def read_traits(path: Path) -> ModelTraits:
     """Open the model at `path` and hash the weights that are read. Raises as `open_model` does."""
     with open_model(path) as files:
-        weights = files_read(files)
+        identity = identity_of(files)
         unet, vae, text = files.unet.module.config, files.vae.module.config, files.text_encoder.module.config
         return ModelTraits(
             layout=files.layout,
@@ -74,9 +75,9 @@ def read_traits(path: Path) -> ModelTraits:
             parts=_parts(files),
             files={
                 path.name if file == path else name: file_hash(file, fresh=True)
-                for file, name in {file.path: file.name for file in weights}.items()
+                for file, name in {file.path: file.name for file in identity.weights}.items()
             },
-            sha256=weights_sha256(path, weights),
+            sha256=identity.sha256,
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.modelfiles.library_index import model_hash
+from sfumato.modelfiles.hash_cache import weights_hash
 from sfumato.pictures.pixels import Pixels
 
 Features = Mapping[str, NDArray[np.float32]]
@@ -44,4 +44,4 @@ class Network(Protocol):
 
 def identity(name: str, path: Path, *, resize: str) -> Identity:
     """The identity of a network from `path`, a file or a folder of files."""
-    return Identity(name=name, file=path.name, sha256=model_hash(path), resize=resize)
+    return Identity(name=name, file=path.name, sha256=weights_hash(path), resize=resize)
