@@ -24,7 +24,7 @@ import sfumato
 from sfumato.caption_retrieval import Retriever
 from sfumato.cli.main import run
 from sfumato.modelfiles.open_model import V1
-from sfumato.pocket import training as pocket
+from sfumato.pocket.training import pocket_stages as pocket
 from sfumato.progress import Cancellation
 from sfumato.train.checkpoints import read_checkpoint
 from sfumato.train.compute_log import read_sessions

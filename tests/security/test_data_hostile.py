@@ -23,7 +23,7 @@ from sfumato.data.shards import MANIFEST, index_path, open_shards
 from sfumato.data.transforms import Preparation
 from sfumato.errors import DataError
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
-from sfumato.pocket.emoji import open_emoji
+from sfumato.pocket.dataset.emoji import open_emoji
 from sfumato.train.encoding.encode_dataset import encode_moments
 from support.made_data import noise, pictures, png, write_tar
 

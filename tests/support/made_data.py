@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from sfumato.data.samples import Record, Sample
 from sfumato.data.shard_writer import as_stored, write_shards
-from sfumato.pocket.emoji import EmojiSet, open_emoji
+from sfumato.pocket.dataset.emoji import EmojiSet, open_emoji
 
 LABELS: dict[str, tuple[str, str]] = {
     "red apple": ("food-drink", "food-fruit"),

@@ -8,7 +8,6 @@ from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.clip_vision import ClipVisionConfig
 from sfumato.models.unet_config import UNetConfig
-from sfumato.pocket.retriever import RETRIEVER
 from sfumato.train.run_config import OptimizerConfig, RunConfig
 from sfumato.train.tasks.autoencoder_task import AutoencoderLoss, AutoencoderTraining
 from sfumato.train.tasks.clip_task import ClipTraining
@@ -60,5 +59,4 @@ CLIPS: Mapping[str, ClipTraining] = {
         ),
         run=RunConfig(steps=2000, batch=128, ema_decay=0.99, optimizer=_FALLING),
     ),
-    "retriever": RETRIEVER,
 }

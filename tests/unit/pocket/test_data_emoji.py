@@ -20,10 +20,10 @@ from sfumato.data.reports import licenses_of
 from sfumato.data.resharding import ShardOptions, make_shards
 from sfumato.data.shard_writer import as_stored, as_webp, write_shards
 from sfumato.errors import DataError
-from sfumato.pocket import emoji_build
-from sfumato.pocket.emoji import EmojiSet, Subject, captions_of, open_emoji, split_of
-from sfumato.pocket.emoji_build import Package, codepoint, open_drawings, read_package
-from sfumato.pocket.nouns import noun, plural_of, with_article
+from sfumato.pocket.dataset import emoji_build
+from sfumato.pocket.dataset.emoji import EmojiSet, Subject, captions_of, open_emoji, split_of
+from sfumato.pocket.dataset.emoji_build import Package, codepoint, open_drawings, read_package
+from sfumato.pocket.dataset.nouns import noun, plural_of, with_article
 from support.made_data import LABELS, STYLES, emoji_set, noise, png
 
 

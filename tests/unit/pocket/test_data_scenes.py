@@ -14,9 +14,9 @@ from PIL import Image
 from scipy import stats
 
 from sfumato.errors import DataError, InvalidRequest
-from sfumato.pocket.emoji import EmojiSet
-from sfumato.pocket.scenes import BACKGROUNDS, Part, Scene, SceneMix, SceneSet, is_held_out
-from sfumato.pocket.sprites import Sprite
+from sfumato.pocket.dataset.emoji import EmojiSet
+from sfumato.pocket.dataset.scenes import BACKGROUNDS, Part, Scene, SceneMix, SceneSet, is_held_out
+from sfumato.pocket.dataset.sprites import Sprite
 from support.made_data import STYLES, emoji_set
 
 COUNT = 1400  # fifty runs through the 28 subjects

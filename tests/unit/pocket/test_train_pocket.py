@@ -19,15 +19,16 @@ from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.unet_config import UNetConfig
 from sfumato.pipeline.model import load_model
-from sfumato.pocket.emoji import Split, split_of, subject_of
-from sfumato.pocket.training import Pocket
+from sfumato.pocket.dataset.emoji import Split, split_of, subject_of
+from sfumato.pocket.training.pocket_recipes import POCKET, POCKET_GPU, POCKET_RECIPES, SHARES
+from sfumato.pocket.training.pocket_stages import Pocket
 from sfumato.progress import Cancellation, Progress
 from sfumato.report.card.facts_of_run import facts_of_run
 from sfumato.train.compute_log import read_sessions
 from sfumato.train.encoding.encode_dataset import encoder_hash
 from sfumato.train.inputs.latent_sources import SomeLatents
 from sfumato.train.inputs.resident import resident_latents
-from sfumato.train.recipes import MODEL, POCKET, POCKET_GPU, RECIPES, SHARES, Recipe, Stage
+from sfumato.train.recipes import MODEL, Recipe, Stage
 from sfumato.train.stages import weights_of_run
 from sfumato.train.tasks.autoencoder_task import AutoencoderTraining
 from sfumato.train.tasks.diffusion_task import DiffusionTraining
@@ -226,7 +227,7 @@ def test_a_folder_with_latents_of_its_own_takes_no_model(trained: Pocket, tmp_pa
 
 def test_nothing_is_exported_before_there_is_a_painter(tmp_path: Path, emoji: Path) -> None:
     pocket = _pocket(tmp_path / "run", emoji)
-    assert not pocket.paints
+    assert not pocket.has_diffusion
     with pytest.raises(ModelNotFound, match="diffusion"):
         pocket.export(tmp_path / "model")
 
@@ -237,7 +238,7 @@ def test_without_time_nothing_is_done(tmp_path: Path, emoji: Path) -> None:
 
 
 def test_steps_fitted_to_the_time_are_kept(tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfumato.pocket.training._step_seconds", lambda *_: 2.0)
+    monkeypatch.setattr("sfumato.pocket.training.pocket_stages._step_seconds", lambda *_: 2.0)
     pocket = _pocket(tmp_path, emoji)
     assert pocket.fit("autoencoder-squares", minutes=0.1) == 3
     assert pocket.fit("autoencoder-squares", minutes=5.0) == 3
@@ -247,7 +248,7 @@ def test_steps_fitted_to_the_time_are_kept(tmp_path: Path, emoji: Path, monkeypa
 def test_the_whole_recipe_fits_its_time_with_scenes_drawn_beforehand(
     tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sfumato.pocket.training._step_seconds", lambda *_: 60.0)
+    monkeypatch.setattr("sfumato.pocket.training.pocket_stages._step_seconds", lambda *_: 60.0)
     recipe = {name: _tiny(stage) for name, stage in POCKET_GPU.items()}
     pocket = Pocket(
         emoji=emoji,
@@ -259,7 +260,7 @@ def test_the_whole_recipe_fits_its_time_with_scenes_drawn_beforehand(
         rendered=12,
         measured=4,
     )
-    assert all(set(shares) == set(RECIPES[name]) for name, shares in SHARES.items())
+    assert all(set(shares) == set(POCKET_RECIPES[name]) for name, shares in SHARES.items())
     shares = dict.fromkeys(recipe, 0.01) | {"drawings": 0.03}
     assert pocket.train_all(minutes=100.0, shares=shares)
     assert weights_of_run(tmp_path / "scenes")
@@ -281,7 +282,7 @@ def test_an_unknown_stage_is_named(tmp_path: Path, emoji: Path) -> None:
 def test_a_model_goes_on_learning_with_its_autoencoder(trained: Pocket, tmp_path: Path, emoji: Path) -> None:
     """Latents are made by the autoencoder as it has become, of unit variance again; words stay the model's."""
     trained.export(tmp_path / "model")
-    recipe = {name: _tiny(stage) for name, stage in RECIPES["pocket-gpu-again"].items()}
+    recipe = {name: _tiny(stage) for name, stage in POCKET_RECIPES["pocket-gpu-again"].items()}
     folder = tmp_path / "run"
     pocket = replace(_pocket(folder, emoji), recipe=recipe, processes=2, rendered=12)
     with pytest.raises(InvalidRequest, match="--start"):

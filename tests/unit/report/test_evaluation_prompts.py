@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sfumato.errors import InvalidConfig, InvalidRequest
-from sfumato.pocket.scenes import is_held_out
+from sfumato.pocket.dataset.scenes import is_held_out
 from sfumato.report.evaluation.data_prompts import (
     caption_prompts,
     dataset_at,

@@ -19,7 +19,7 @@ from PIL import Image
 from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.pictures.pixels import Pixels
-from sfumato.pocket.scenes import BACKGROUNDS
+from sfumato.pocket.dataset.scenes import BACKGROUNDS
 from sfumato.report.evaluation.comparing import compare, parse_side, summary
 from sfumato.report.evaluation.curves import choose_distance, curves, drawable, table
 from sfumato.report.evaluation.evaluation_plan import make_plan, read_run, start

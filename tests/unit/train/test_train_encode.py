@@ -29,7 +29,7 @@ from sfumato.errors import (
 )
 from sfumato.modelfiles.open_model import V1
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
-from sfumato.pocket.scenes import SceneSet
+from sfumato.pocket.dataset.scenes import SceneSet
 from sfumato.progress import Cancellation, Progress
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.autoencoder_run import autoencoder_of_run

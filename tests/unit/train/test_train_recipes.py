@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sfumato.errors import InvalidRequest
+from sfumato.pocket.training.pocket_recipes import POCKET_RECIPES
 from sfumato.toml_files import from_values, to_values
-from sfumato.train.recipes import RECIPES, V1, lineage
+from sfumato.train.recipes import V1, lineage
 from sfumato.train.tasks.diffusion_task import DiffusionTraining
 
 # checkpoint: (from, steps, resolution, text dropped)
@@ -46,7 +47,7 @@ def test_the_v1_4_lineage_saw_485_and_1913_million_samples() -> None:
 
 
 def test_every_start_exists_and_every_config_survives_its_values() -> None:
-    for recipe in RECIPES.values():
+    for recipe in (V1, *POCKET_RECIPES.values()):
         for name, stage in recipe.items():
             assert lineage(recipe, name)[-1] == name
             assert from_values(type(stage.training), to_values(stage.training)) == stage.training

@@ -9,8 +9,8 @@ import torch
 
 from sfumato.data.shard_writer import as_stored, write_shards
 from sfumato.errors import DataError, InvalidConfig
-from sfumato.pocket.emoji import open_emoji
-from sfumato.pocket.scenes import SceneSet
+from sfumato.pocket.dataset.emoji import open_emoji
+from sfumato.pocket.dataset.scenes import SceneSet
 from sfumato.train.forecast import forecast
 from sfumato.train.inputs.draws import Draws
 from sfumato.train.inputs.training_data import DataConfig, differently_called, open_pictures, split, spread

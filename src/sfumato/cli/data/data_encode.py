@@ -139,8 +139,8 @@ def _some(source: Path, samples: int | None, uncaptioned: bool) -> Dataset:
 
 
 def _composed(source: Path, seed: int, samples: int | None, held_out: bool) -> Dataset:
-    from sfumato.pocket.emoji import open_emoji
-    from sfumato.pocket.scenes import SceneSet
+    from sfumato.pocket.dataset.emoji import open_emoji
+    from sfumato.pocket.dataset.scenes import SceneSet
 
     if samples is None:
         raise InvalidRequest("scenes are endless: say how many with --samples")

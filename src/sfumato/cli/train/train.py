@@ -127,11 +127,12 @@ def clip(
 
     sfumato train clip retriever.toml --data emoji --tokenizer pocket --out retriever
     """
+    from sfumato.pocket.training.retriever import RETRIEVER
     from sfumato.train.starting_configs import CLIPS
     from sfumato.train.tasks.clip_task import ClipTraining
 
     if print_config is not None:
-        write_config(chosen_preset(CLIPS, print_config))
+        write_config(chosen_preset({**CLIPS, "retriever": RETRIEVER}, print_config))
         return
     training = given_config(ClipTraining, config, options.out, "clip")
     if planned.dry_run:

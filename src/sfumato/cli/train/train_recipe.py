@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,16 +10,15 @@ import typer
 
 from sfumato.choices import check_choice
 from sfumato.cli.options.option_groups import with_options
-from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json, write_line, write_note
+from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json
 from sfumato.cli.train.train_options import DryRunOptions, RunOptions
-from sfumato.errors import Cancelled, InvalidRequest, PeerFailed
+from sfumato.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from sfumato.train.recipes import Stage
 
 NAMES = ("v1-1", "v1-2", "v1-3", "v1-4", "pocket", "pocket-gpu", "pocket-gpu-again")
 ALL = "all"
-_ENCODED_ON_GPU = 196_608  # scenes, that many more than on a CPU, which sees fewer of them
 
 
 @with_options(options=RunOptions, planned=DryRunOptions)
@@ -74,7 +71,9 @@ def recipe(
     if stage is not None:
         check_choice("stage", stage, (*stages, ALL) if pocket else tuple(stages))
         if pocket and not planned.dry_run:
-            _run_pocket(name, stage, options, start)
+            from sfumato.cli.train.train_pocket import train_pocket
+
+            train_pocket(name, stage, options, start)
         else:
             _run(stages, stage, options, planned, autoencoder, text_encoder)
     elif planned.dry_run:
@@ -88,10 +87,11 @@ def recipe(
 
 
 def _stages(name: str) -> Mapping[str, Stage]:
-    """Those that lead to v1-N, or all of another recipe's."""
-    from sfumato.train.recipes import RECIPES, V1, lineage
+    """The stages that lead to v1-N, or all of a recipe of pocket's."""
+    from sfumato.pocket.training.pocket_recipes import POCKET_RECIPES
+    from sfumato.train.recipes import V1, lineage
 
-    return RECIPES[name] if name in RECIPES else {key: V1[key] for key in lineage(V1, name)}
+    return POCKET_RECIPES[name] if name in POCKET_RECIPES else {key: V1[key] for key in lineage(V1, name)}
 
 
 def _document(name: str, stage: Stage) -> dict[str, object]:
@@ -154,53 +154,3 @@ def _run(
     before = None if start is None else str(start)
     parts = DiffusionParts(autoencoder=autoencoder, text_encoder=text_encoder, tokenizer=None, start=before)
     train_diffusion(stage.training, options.data, own, parts)
-
-
-def _run_pocket(recipe_name: str, stage: str, options: RunOptions, start: str | None) -> None:
-    """Stages of pocket, which finds its data, words and latents below `options.out` itself."""
-    from sfumato.cli.models.autoencoders import PUBLISHED
-    from sfumato.cli.train.train_parts import write_card_of_run
-    from sfumato.cli.train.train_progress import is_first_process, training_progress
-    from sfumato.cli.train.train_tasks import prepare
-    from sfumato.modelfiles.model_library import resolve
-    from sfumato.pocket.training import Pocket
-    from sfumato.runtime import resolve_device
-    from sfumato.train.recipes import RECIPES, SHARES
-    from sfumato.train.trainer import stopping_on_signals
-
-    if options.data is None:
-        raise InvalidRequest("pocket is trained on the emoji set: give its shards' folder as --data")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        refusal = f"{recipe_name} draws and encodes its pictures in one process: start it without torchrun"
-        raise InvalidRequest(refusal) if is_first_process() else PeerFailed(refusal)
-    cancellation = prepare(options)
-    shares = SHARES.get(recipe_name)
-    with stopping_on_signals(cancellation), training_progress() as on_progress:
-        pocket = Pocket(
-            emoji=options.data,
-            folder=options.out,
-            start=None if start is None else resolve(start).path,
-            recipe=RECIPES[recipe_name],
-            device=resolve_device(options.device),
-            processes=1 if shares is None else os.cpu_count() or 1,
-            encoded=Pocket.encoded if shares is None else _ENCODED_ON_GPU,
-            cancellation=cancellation,
-            on_progress=on_progress,
-        )
-        finished = False
-        with suppress(Cancelled):  # while pictures are drawn or encoded; between steps it ends without
-            if stage == ALL:
-                finished = pocket.train_all(minutes=options.minutes, shares=shares)
-            else:
-                finished = pocket.train(stage, minutes=options.minutes).finished
-    if stage == ALL and pocket.paints:
-        run = pocket.export(options.out / PUBLISHED, overwrite=True)
-        write_card_of_run(run, options.out / PUBLISHED)
-    if not finished:
-        again = (
-            f"go on with: sfumato train recipe {recipe_name} --stage {stage} --data {options.data} --out {options.out}"
-        )
-        if cancellation.requested:
-            raise Cancelled(f"stopped before the end; {again}")
-        write_note(f"the time is over before the end, with a checkpoint; {again}")
-    write_line(str(options.out / (stage if stage != ALL else PUBLISHED if pocket.paints else "")))

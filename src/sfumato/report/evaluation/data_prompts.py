@@ -14,9 +14,9 @@ from sfumato.errors import InvalidRequest
 from sfumato.files import plain_name
 from sfumato.pictures.pixels import Pixels
 from sfumato.pipeline.saving import save_picture
-from sfumato.pocket.emoji import evenly, open_emoji
-from sfumato.pocket.scenes import SceneSet
-from sfumato.pocket.training import MIX, STYLES
+from sfumato.pocket.dataset.emoji import evenly, open_emoji
+from sfumato.pocket.dataset.scenes import SceneSet
+from sfumato.pocket.training.pocket_recipes import MIX, STYLES
 from sfumato.report.evaluation.prompt_list import Prompt, PromptList, pinned
 
 

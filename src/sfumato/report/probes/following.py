@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.pictures.pixels import Pixels
-from sfumato.pocket.scenes import BACKGROUNDS
+from sfumato.pocket.dataset.scenes import BACKGROUNDS
 from sfumato.report.features.clip_features import ClipFeatures
 
 Truth = Mapping[str, Any]

@@ -11,8 +11,8 @@ from sfumato.data.open_dataset import open_dataset
 from sfumato.data.samples import Dataset, Sample, Subset
 from sfumato.data.shards import ShardSet
 from sfumato.errors import DataError, InvalidConfig
-from sfumato.pocket.emoji import EmojiSet, Split
-from sfumato.pocket.scenes import SceneMix, SceneSet
+from sfumato.pocket.dataset.emoji import EmojiSet, Split
+from sfumato.pocket.dataset.scenes import SceneMix, SceneSet
 
 _EMOJI_FIELDS = frozenset({"style", "codepoint", "label", "license", "source"})
 MOST_HELD_OUT = 64  # pictures that validation looks at

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from sfumato.pocket.scenes import BACKGROUNDS
+from sfumato.pocket.dataset.scenes import BACKGROUNDS
 
 _SIDES: Mapping[str, str] = {
     "left": "right", "top": "bottom", "above": "below", "over": "under", "upper": "lower",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sfumato.pocket.emoji import STYLE_WORDS, Subject
-from sfumato.pocket.nouns import with_article
+from sfumato.pocket.dataset.emoji import STYLE_WORDS, Subject
+from sfumato.pocket.dataset.nouns import with_article
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 

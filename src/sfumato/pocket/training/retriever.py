@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from sfumato.data.samples import Sample
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.clip_vision import ClipVisionConfig
-from sfumato.pocket.emoji import EmojiSet, Split, evenly
-from sfumato.pocket.scenes import SceneMix
+from sfumato.pocket.dataset.scenes import SceneMix
+from sfumato.pocket.training.pocket_recipes import EPOCH
 from sfumato.train.inputs.training_data import DataConfig
 from sfumato.train.run_config import OptimizerConfig, RunConfig
 from sfumato.train.tasks.clip_task import ClipTraining
-
-EPOCH = 2**20  # scenes; more than the budget sees, so that none comes twice
 
 # Mostly single subjects: what a picture shows is asked first, and there are thousands of answers.
 MIX = SceneMix(single=0.6, place=0.1, count=0.05, pair=0.2, on=0.025, riding=0.025, plain=0.4)
@@ -39,9 +34,3 @@ RETRIEVER = ClipTraining(
         ),
     ),
 )
-
-
-def subjects_alone(emoji: EmojiSet, split: Split, count: int) -> list[Sample]:
-    """Up to `count` pictures of one part as they are, each called "a …", all by different names, evenly spread."""
-    chosen = evenly(emoji.split(split), count)
-    return [replace(emoji.sample(subject.index), captions=(subject.noun.single,)) for subject in chosen]

@@ -34,8 +34,9 @@ from sfumato.files import atomic_folder, write_text
 from sfumato.json_files import read_object
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipTextConfig
-from sfumato.pocket.emoji import EmojiSet, captions_of, open_emoji
-from sfumato.pocket.scenes import SceneMix, SceneSet
+from sfumato.pocket.dataset.emoji import EmojiSet, captions_of, open_emoji
+from sfumato.pocket.dataset.scenes import SceneMix, SceneSet
+from sfumato.pocket.training.pocket_recipes import AUTOENCODER_MIX, EPOCH, MIX, MIX_AGAIN, POCKET, PROMPTS, STYLES
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.prompt.bpe_training import train_tokenizer
 from sfumato.prompt.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ from sfumato.train.encoding.encode_in_processes import encode_in_processes
 from sfumato.train.inputs.encoded_latents import LatentDataset, StoredLatents
 from sfumato.train.inputs.image_tensors import scaled, to_bytes
 from sfumato.train.publish_diffusion import publish_diffusion
-from sfumato.train.recipes import MODEL, POCKET, Recipe, Training, lineage
+from sfumato.train.recipes import MODEL, Recipe, Training, lineage
 from sfumato.train.stages import first_module, read_run, weights_of_run
 from sfumato.train.starting_model import KeptModel, keep_model, kept_model
 from sfumato.train.task import Task
@@ -61,29 +62,9 @@ SIDE = 128  # pixels
 LATENTS = "autoencoder-whole"  # the stage after which the encoder stays as it is
 DECODER = "autoencoder"  # the stage that trains the decoder alone
 
-EPOCH = 2**20  # scenes; more than the budget sees, so that none comes twice
-
-# The autoencoder sees mostly what fills the picture: a small object teaches it little but white.
-AUTOENCODER_MIX = SceneMix(single=0.7, place=0.05, count=0.1, pair=0.1, on=0.025, riding=0.025, plain=0.5)
 _WARM_STEPS, _TIMED_STEPS = 5, 30
 _ENCODED_TOGETHER, _DRAWN_TOGETHER = 128, 4096  # pictures a batch and a part, where several processes encode
 _WORD_SCENES = 8192  # scenes whose captions the tokenizer learns from, beside the drawings'
-STYLES = ("twemoji",)
-
-# Each object at one size and place of a kind: so few weights learn seven cells as they are, not their every shift.
-MIX = SceneMix(
-    single=0.0, filling=0.6, place=0.1, count=0.12, pair=0.15, on=0.015, riding=0.015, plain=0.55, play=False
-)
-
-# What has learned its objects learns more of where they stand.
-MIX_AGAIN = replace(MIX, filling=0.45, place=0.12, count=0.15, pair=0.2, on=0.04, riding=0.04)
-
-PROMPTS = (
-    "a red heart", "a cat face", "a dog face", "a rocket", "a green apple", "flag of Japan", "a horse", "an astronaut",
-    "a pizza", "a soccer ball", "a strawberry", "a crown", "a sun", "an angry face", "a fish", "a police car",
-    "a key", "a snowman", "a guitar", "a tulip", "a blue heart on a yellow background", "a banana on the left",
-    "two cats", "a dog left of a tree",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +138,7 @@ class Pocket:
     def export(self, folder: Path, *, overwrite: bool = False) -> Path:
         """Write the averaged weights of the last diffusion stage that was begun, with the newest decoder, as a model
         folder in float16. Returns that stage's run. `ModelNotFound` where none was."""
-        name = self._painter
+        name = self._diffusion_stage
         if name is None:
             raise ModelNotFound(f"{self.folder}: no stage of the diffusion model was trained there")
         run = read_run(self.folder / name)
@@ -173,9 +154,9 @@ class Pocket:
         return self.folder / name
 
     @property
-    def paints(self) -> bool:
+    def has_diffusion(self) -> bool:
         """Whether there is a diffusion model to export."""
-        return self._painter is not None
+        return self._diffusion_stage is not None
 
     def fit(self, name: str, minutes: float) -> int:
         """Give a stage that hasn't begun as many steps as take `minutes` on this machine, which is measured. Returns
@@ -295,7 +276,7 @@ class Pocket:
         return SceneSet(emoji=self._emoji, subjects=subjects, seed=seed, length=length or self.encoded, mix=self._mix)
 
     def _pictures(self, name: str, seed: int) -> Dataset:
-        """What a stage of the autoencoder sees: all there is, but the last one what the diffusion model paints."""
+        """What a stage of the autoencoder sees: all there is, but the last one what the diffusion model generates."""
         if name == DECODER:
             return self._scenes(seed, EPOCH)
         return autoencoder_scenes(self._emoji, seed, self._mix if self._remakes_latents else AUTOENCODER_MIX)
@@ -344,7 +325,7 @@ class Pocket:
                 yield name
 
     @property
-    def _painter(self) -> str | None:
+    def _diffusion_stage(self) -> str | None:
         """The last stage of the diffusion model that has a checkpoint."""
         names = [name for name, stage in self.recipe.items() if isinstance(stage.training, DiffusionTraining)]
         return next((name for name in reversed(names) if self._begun(name)), None)

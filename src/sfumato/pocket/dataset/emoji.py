@@ -16,7 +16,7 @@ from sfumato.data.counter_rng import Stream, share
 from sfumato.data.samples import Record, Sample
 from sfumato.data.shards import ShardSet, open_shards
 from sfumato.errors import DataError
-from sfumato.pocket.nouns import Noun, noun
+from sfumato.pocket.dataset.nouns import Noun, noun
 
 STYLE_WORDS = {"noto": "noto", "twemoji": "twemoji", "flat": "flat", "3d": "3d"}
 HELD_OUT_LABELS = 0.03  # of all labels, in every style: what the model has never seen under any name

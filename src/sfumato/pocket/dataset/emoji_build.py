@@ -1,4 +1,5 @@
-"""Makes the emoji set anew from the packages it was published in: `python -m sfumato.pocket.emoji_build PACKAGES OUT`.
+"""Makes the emoji set anew from the packages it was published in:
+`python -m sfumato.pocket.dataset.emoji_build PACKAGES OUT`.
 
 Needs the npm program, to fetch the packages, and resvg-py, to render vector drawings. Every version and every hash is
 fixed, so the same pictures come out.

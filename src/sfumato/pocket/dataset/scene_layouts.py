@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sfumato.data.counter_rng import Stream
-from sfumato.pocket.sprites import Sprite
+from sfumato.pocket.dataset.sprites import Sprite
 
 SIDE = 128
 FILLING = 124  # the drawing as it is, but for the border

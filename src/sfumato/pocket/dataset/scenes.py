@@ -19,8 +19,8 @@ from sfumato.data.permutation import order_key, permuted
 from sfumato.data.samples import Dataset, Record, Sample
 from sfumato.data.transforms import Colour, Pixels
 from sfumato.errors import DataError, InvalidRequest
-from sfumato.pocket.emoji import Subject
-from sfumato.pocket.scene_layouts import (
+from sfumato.pocket.dataset.emoji import Subject
+from sfumato.pocket.dataset.scene_layouts import (
     SIDE,
     Spot,
     place_beside,
@@ -30,8 +30,8 @@ from sfumato.pocket.scene_layouts import (
     place_several,
     place_single,
 )
-from sfumato.pocket.scene_words import count_captions, pair_captions, single_captions
-from sfumato.pocket.sprites import Sprites
+from sfumato.pocket.dataset.scene_words import count_captions, pair_captions, single_captions
+from sfumato.pocket.dataset.sprites import Sprites
 
 BACKGROUNDS: Mapping[str, Colour] = {
     "white": (255, 255, 255),

@@ -1,0 +1,1 @@
+"""The emoji set and the scenes that are composed of it."""

@@ -1,0 +1,1 @@
+"""How the embedded model was made: its recipes, and the run of their stages."""
