@@ -39,6 +39,7 @@ demo: $(VENV)/.run
 	@$(BIN)/sfumato generate "a red heart" "a penguin on a green background" "a detective" "flag of Sweden" \
 		--out pictures --sheet
 	@echo "The pictures are in $(CURDIR)/pictures"
+	@echo "More: $(BIN)/sfumato generate \"a rocket\"; or, once and for all in this shell: source $(BIN)/activate"
 
 test: check
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
