@@ -86,9 +86,9 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     with _naming(path):
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        with os.fdopen(descriptor, "w+b") as file:
-            with _naming(path, only=_WHILE_WRITING):
-                yield file
+        # Closing writes what is still in a buffer, and so fails once more where the disk is full.
+        with _naming(path, only=_WHILE_WRITING), os.fdopen(descriptor, "w+b") as file:
+            yield file
             with _naming(path):
                 file.flush()
                 os.fsync(file.fileno())

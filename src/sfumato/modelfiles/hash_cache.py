@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from sfumato.runtime import logger
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
-def hash_files(path: Path) -> dict[str, str]:
-    """SHA-256 of each weight file of a model, read now, by its name relative to the model's folder.
+def hash_files(path: Path, *, fresh: bool = True) -> dict[str, str]:
+    """SHA-256 of each weight file of a model by its name relative to the model's folder; read now if `fresh`.
 
     Raises `CheckpointError`.
     """
     folder = path.parent if path.is_file() else path
-    return {file.relative_to(folder).as_posix(): file_hash(file, fresh=True) for file in _weight_files(path)}
+    return {file.relative_to(folder).as_posix(): file_hash(file, fresh=fresh) for file in _weight_files(path)}
 
 
 def weights_hash(path: Path) -> str:
@@ -90,7 +91,13 @@ def _remember(path: Path, entry: dict[str, Any]) -> None:
         with changing_list(store):
             write_list(store, _known_hashes(store) | {str(path.resolve()): entry})
     except OutputError as error:
-        logger.debug("hash of %s not remembered: %s", path, error)
+        _warn_forgetful(str(error))
+
+
+@functools.cache
+def _warn_forgetful(reason: str) -> None:
+    """Log, once in a process, why hashes aren't remembered: nothing else is lost by it."""
+    logger.warning("hashes of models are not remembered, and so computed every time: %s", reason)
 
 
 def _known_hashes(store: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import errno
+import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import HubError, InvalidRequest, OutputError, SfumatoError
+from sfumato.modelfiles.hash_cache import file_hash
 from sfumato.progress import OnProgress, Progress, ignore
 
 COMPONENTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
@@ -95,7 +97,8 @@ def download(
     """Fetch what a pipeline needs into the Hub's own cache (shared with other programs); what is there is not fetched.
 
     `token` None is what `hf auth login` or `HF_TOKEN` left. Progress has the stage "download" and counts bytes. Raises
-    `HubError` with what to do, `InvalidRequest` for a malformed id, `OutputError` when the disk is full.
+    `HubError` with what to do (also for a file that isn't what the Hub names), `InvalidRequest` for a malformed id,
+    `OutputError` when the disk is full.
     """
     if not is_hub_id(hub_id):
         raise InvalidRequest(f"{hub_id!r} is not a Hub id: it must look like owner/name")
@@ -103,19 +106,26 @@ def download(
     constants = client.constants
     if constants.HF_HUB_OFFLINE:
         return cached(hub_id, revision=revision, cache_dir=cache_dir)
-    bars = client.utils
-    silent = bars.are_progress_bars_disabled()
+    bars, log = client.utils, client.utils.logging
+    silent, verbosity = bars.are_progress_bars_disabled(), log.get_verbosity()
     bars.disable_progress_bars()
+    log.set_verbosity(log.ERROR)  # what goes wrong is told in one line, and not of each try
     try:
         info = client.HfApi(token=token).model_info(hub_id, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         wanted = wanted_files(hub_id, sizes, variant=variant)
 
+        hashes = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
+
+        def fetch_file(name: str, commit: str | None) -> Path:
+            path = Path(client.hf_hub_download(hub_id, name, revision=commit, token=token, cache_dir=cache_dir))
+            _check_hash(hub_id, name, path, hashes.get(name))
+            return path
+
         def fetch() -> Path:
-            first = client.hf_hub_download(hub_id, wanted[0], revision=revision, token=token, cache_dir=cache_dir)
-            folder = Path(first).parent
+            folder = fetch_file(wanted[0], revision).parent
             for name in wanted[1:]:  # of the same commit, should the branch move meanwhile
-                client.hf_hub_download(hub_id, name, revision=folder.name, token=token, cache_dir=cache_dir)
+                fetch_file(name, folder.name)
             return folder
 
         blobs = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "blobs"
@@ -127,7 +137,24 @@ def download(
     finally:
         if not silent:
             bars.enable_progress_bars()
+        log.set_verbosity(verbosity)
     return Snapshot(hub_id=hub_id, revision=folder.name, path=_entry_point(hub_id, folder))
+
+
+def _check_hash(hub_id: str, name: str, path: Path, expected: str | None) -> None:
+    """Raise `HubError` for a file whose bytes aren't those that the Hub names, and delete it: the next pull fetches it
+    anew."""
+    if expected is None or file_hash(path) == expected:
+        return
+    while path.is_symlink():  # the snapshot's name for it, then what the cache shares
+        target = path.parent / path.readlink()
+        path.unlink()
+        path = target
+    path.unlink(missing_ok=True)
+    raise HubError(
+        f"{hub_id}: {name} came with other bytes than the Hub names (SHA-256 {expected[:12]}…), and was deleted: "
+        f"fetch it again with sfumato models pull {hub_id}"
+    )
 
 
 def cached(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Snapshot:
@@ -217,6 +244,13 @@ def explained(error: Exception, hub_id: str, revision: str | None) -> SfumatoErr
     if status is not None:
         return HubError(f"{hub_id}: {_STATUSES.get(status, f'the Hub answered with status {status}: try again later')}")
     name = type(error).__name__
+    if name in _BROKEN_OFF or "Consistency check failed" in str(error):
+        return HubError(f"{hub_id}: the download broke off before its end: try again, what is there is kept")
+    if isinstance(error, (json.JSONDecodeError, errors.FileMetadataError)):
+        return HubError(
+            f"{hub_id}: what answers is not the Hub: log in to this network if it has a page for that, or check "
+            "proxy and HF_ENDPOINT"
+        )
     if type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES or isinstance(error, OSError):
         return HubError(f"{hub_id}: the Hub can't be reached ({name}): check the network, proxy and HF_ENDPOINT")
     return HubError(f"{hub_id}: the Hub's client failed: {name}: {' '.join(str(error).split())[:200]}")
@@ -227,6 +261,7 @@ _STATUSES = {
     403: "the token does not allow it: use one that may read this repository",
     429: "too many requests: wait a few minutes, or log in with `hf auth login`",
 }
+_BROKEN_OFF = frozenset({"RemoteProtocolError", "IncompleteRead", "ChunkedEncodingError"})
 _NETWORK_PACKAGES = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})
 
 

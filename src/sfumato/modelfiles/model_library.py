@@ -102,8 +102,7 @@ def resolve(
         return _from_hub(text, hub.cached(hub_id, revision=revision))
     except HubError as error:
         if text in ALIASES:
-            what = f"{text} is {hub_id}, which is not on this machine"
-            raise ModelNotFound(f"{what}: get it with `sfumato models pull {text}`") from error
+            raise ModelNotFound(_unknown(text, named)) from error
         if offline:
             raise
     snapshot = hub.download(hub_id, revision=revision, token=token, variant=variant, on_progress=on_progress)
@@ -131,7 +130,7 @@ def pull(
         path=str(snapshot.path),
         hub_id=hub_id,
         revision=snapshot.revision,
-        files=hash_files(snapshot.path),
+        files=hash_files(snapshot.path, fresh=False),  # compared with the Hub's a moment ago
     )
 
     def change(records: dict[str, Record]) -> None:
@@ -204,10 +203,18 @@ def remove(name: str, *, delete_files: bool = False) -> int:
 
 
 def verify(name: str) -> list[FileCheck]:
-    """Hash a model's files again, beside what was noted when it was added or pulled. Raises `ModelNotFound`."""
-    record = read_records().get(name)
+    """Hash a model's files again, beside what was noted when it was added or pulled, by its name or its Hub id.
+
+    Nothing is noted of the embedded model, whose files the package's installer has compared. Raises `ModelNotFound` or
+    `InvalidRequest`.
+    """
+    records = read_records()
+    of_that_id = (record for record in records.values() if record.hub_id == ALIASES.get(name, name))
+    record = records.get(name) or next(of_that_id, None)
     if record is None:
         location = resolve(name, installed_only=True)
+        if location.source == "embedded":
+            return []
         raise InvalidRequest(f"no hashes of {location.name!r} were noted: sfumato models add {location.path}")
     path = Path(record.path)
     now = hash_files(path) if path.exists() else {}
@@ -315,6 +322,9 @@ def _check_free(name: str, records: Mapping[str, Record], *, hub_id: str | None)
 
 
 def _unknown(name: str, named: Mapping[str, ModelLocation]) -> str:
+    """Say that there is no model of that name, which may be meant, and how to get it."""
+    if name in ALIASES:
+        return f"{name} is {ALIASES[name]}, which is not on this machine: get it with `sfumato models pull {name}`"
     close = difflib.get_close_matches(name, [*named, *ALIASES], n=3)
     hint = f", did you mean {' or '.join(close)}?" if close else ""
     return f"no model {name[:80]!r}{hint}; see `sfumato models list`, or get it with `sfumato models pull OWNER/NAME`"

@@ -153,7 +153,9 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
         path = self.path.partition("?")[0].replace("%2F", "/")
         repository = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
-        if repository in REFUSED:
+        if repository == "who/portal":
+            self.answer(200, b"<html>Welcome to our network</html>", {"Content-Type": "text/html"})
+        elif repository in REFUSED:
             status, code = REFUSED[repository]
             self.answer(status, b"{}", {"X-Error-Code": code} if code else {})
         elif path.startswith("/api/models/"):
@@ -161,16 +163,25 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
             if revision not in ("main", COMMIT):
                 self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             else:
-                siblings = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
+                siblings = [self.sibling(name, data) for name, data in FILES.items()]
                 self.answer(200, json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode())
         else:
             data = FILES[path.split("/resolve/")[1].partition("/")[2]]
             etag = hashlib.sha256(data).hexdigest()
-            self.answer(200, data, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
+            if repository == "who/tampered" and self.server.tampers:  # type: ignore[attr-defined]
+                data = data.swapcase()
+            self.answer(200, data, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'}, short=repository == "who/short")
 
     do_HEAD = do_GET  # noqa: N815 - the name http.server looks for
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def sibling(self, name: str, data: bytes) -> dict[str, Any]:
+        """What is said of a file; weights are in LFS, and named by their hash."""
+        about: dict[str, Any] = {"rfilename": name, "size": len(data)}
+        if name.endswith((".safetensors", ".bin")):
+            about["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}
+        return about
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, *, short: bool = False) -> None:
         self.send_response(status)
         for name, value in {
             "Content-Length": str(len(body)),
@@ -180,7 +191,8 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if short else body)
+            self.close_connection = short
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -189,7 +201,7 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def fake_hub() -> Iterator[http.server.ThreadingHTTPServer]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    server.asked = []  # type: ignore[attr-defined]
+    server.asked, server.tampers = [], True  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
@@ -286,7 +298,7 @@ def message(name, **options):
         return "downloaded"
     except SfumatoError as error:
         return f"{type(error).__name__}: {error}"
-names = ["gated", "missing", "private", "badtoken", "forbidden", "busy", "broken"]
+names = ["gated", "missing", "private", "badtoken", "forbidden", "busy", "broken", "portal", "short"]
 messages = {name: message(f"who/{name}", token="hf_x") for name in names}
 print(json.dumps(messages | {"revision": message("who/model", revision="v9")}))
 """
@@ -302,6 +314,8 @@ def test_each_error_says_what_to_do(fake_hub: http.server.ThreadingHTTPServer, t
         "forbidden": "the token does not allow it",
         "busy": "too many requests",
         "broken": "the Hub answered with status 500",
+        "portal": "what answers is not the Hub: log in to this network",
+        "short": "the download broke off before its end: try again",
         "revision": "has no revision 'v9'",
     }
     for name, reason in expected.items():
@@ -339,3 +353,26 @@ print(json.dumps([freed, location.path.exists(), [model.name for model in store.
     assert freed > 300_000
     assert not exists
     assert names == ["pocket"]
+
+
+def test_bytes_that_the_hub_does_not_name_are_refused_and_fetched_anew(
+    fake_hub: http.server.ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    program = """
+def pull():
+    try:
+        location = store.pull("who/tampered")
+    except SfumatoError as error:
+        return str(error), [], {}
+    files = sorted(str(p.relative_to(location.path)) for p in location.path.rglob("*.safetensors"))
+    return "", files, {check.file: check.ok for check in store.verify("who/tampered")}
+print(json.dumps([*pull(), [model.name for model in store.list_models()]]))
+"""
+    endpoint = f"http://127.0.0.1:{fake_hub.server_port}"
+    said, _, _, names = run(program, endpoint, tmp_path)
+    assert said.startswith("who/tampered: text_encoder/model.safetensors came with other bytes than the Hub names")
+    assert names == ["pocket"]
+    fake_hub.tampers = False  # type: ignore[attr-defined]
+    said, files, checks, names = run(program, endpoint, tmp_path)
+    assert (said, names) == ("", ["pocket", "tampered"] if names[0] == "pocket" else ["tampered", "pocket"])
+    assert checks == dict.fromkeys(files, True) and len(files) == 3

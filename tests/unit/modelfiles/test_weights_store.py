@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -204,6 +205,22 @@ def test_a_hash_needs_no_writable_library(weights: Path, library: Path) -> None:
     assert hash_cache.weights_hash(weights) == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
+def test_a_full_disk_costs_the_hashes_and_nothing_else(
+    weights: Path, library: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    hash_cache._warn_forgetful.cache_clear()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # not one byte fits into a file
+    try:
+        found = [hash_cache.weights_hash(weights) for _ in range(2)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert found == [hashlib.sha256(weights.read_bytes()).hexdigest()] * 2
+    (record,) = caplog.records
+    assert "hashes.json: could not be written" in record.getMessage() and "\n" not in record.getMessage()
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -292,3 +309,14 @@ def test_of_two_models_added_under_one_name_at_once_one_is_refused(
     with pytest.raises(InvalidRequest, match="'mine' is taken"):
         store.add(weights, name="mine")
     assert store.resolve("mine").path == folder
+
+
+def test_a_published_name_that_is_not_here_is_told_how_to_get() -> None:
+    for ask in (store.verify, store.remove, lambda name: store.resolve(name, installed_only=True)):
+        with pytest.raises(ModelNotFound, match=r"v1-4 is CompVis/.* not on this machine: get it with") as caught:
+            ask("v1-4")
+        assert "did you mean" not in str(caught.value)
+
+
+def test_the_embedded_model_comes_with_the_package() -> None:
+    assert store.verify("pocket") == []

@@ -87,7 +87,10 @@ models.command("show")(show)
 
 @models.command()
 def verify(name: Name, as_json: Json = False) -> None:
-    """Compare a model's files with the hashes noted when it was added or pulled: exit code 1 if any differs."""
+    """Compare a model's files with the hashes noted when it was added or pulled: exit code 1 if any differs.
+
+    The embedded model comes with the package, whose installer has compared it.
+    """
     from sfumato.modelfiles.model_library import verify as check
 
     checks = check(name)
@@ -95,6 +98,8 @@ def verify(name: Name, as_json: Json = False) -> None:
         files = [{"file": c.file, "expected": c.expected, "found": c.found, "ok": c.ok} for c in checks]
         write_json({"name": name, "ok": all(c.ok for c in checks), "files": files})
     else:
+        if not checks:
+            write_line(f"{name}: comes with the package, whose installer has compared its files")
         for c in checks:
             write_line(f"{c.file}: {'unchanged' if c.ok else 'gone' if c.found is None else 'changed'}")
     if not all(c.ok for c in checks):
