@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sfumato.errors import InvalidRequest
 
@@ -93,11 +92,3 @@ def _texts(name: str, value: object) -> list[str]:
             raise InvalidRequest(f"{name} must be a text or a list of texts, not {type(text).__name__}")
         texts.append(text)
     return texts
-
-
-def checked_latents(latents: object) -> Tensor | None:
-    """Starting noise as a call was given it; its shape's numbers are checked where the model's are known."""
-    if latents is None or (isinstance(latents, Tensor) and latents.ndim == 4):
-        return latents
-    shape = f" of shape {tuple(latents.shape)}" if isinstance(latents, Tensor) else ""
-    raise InvalidRequest(f"latents must be a tensor (B, C, h, w), not a {type(latents).__name__}{shape}")

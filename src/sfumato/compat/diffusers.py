@@ -12,6 +12,7 @@ way we don't have is an error that names it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sfumato.compat.call_options import CallOptions, Prompts, checked_latents, plain, prompt_pairs
+from sfumato.compat.call_options import CallOptions, Prompts, prompt_pairs
 from sfumato.compat.from_pretrained import LoadedPipeline
 from sfumato.compat.output import Images, StableDiffusionPipelineOutput
 from sfumato.compat.schedulers import (
@@ -76,7 +77,7 @@ class _Pipeline(LoadedPipeline):
         init_image: Image.Image | None = None,
         mask: Image.Image | None = None,
         latents: Tensor | None = None,
-        **fields: object,
+        **fields: Any,
     ) -> Output:
         """What the three classes' calls have in common: `options` are those of `CallOptions`, `fields` of `Request`."""
         call = CallOptions.of(options)
@@ -92,7 +93,7 @@ class _Pipeline(LoadedPipeline):
                 # diffusers guides only above 1; below, it gives the plain answer too
                 guidance_scale=max(call.guidance_scale, 1.0),
                 clip_skip=call.clip_skip or 0,
-                **{name: plain(value) for name, value in fields.items()},
+                **fields,
             )
             for text, negative in prompt_pairs(prompt, call.negative_prompt)
         ]
@@ -104,7 +105,7 @@ class _Pipeline(LoadedPipeline):
                 init_image=init_image,
                 mask=mask,
                 generator=self._global_generator() if call.generator is None else call.generator,
-                latents=checked_latents(latents),
+                latents=latents,
                 output="latents" if call.output_type == "latent" else "images",
             )
         if call.output_type == "latent":

@@ -14,7 +14,7 @@ from sfumato.pipeline.request import Request
 from sfumato.safety.verdict import Verdict
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Generation:
     """What a call made: pictures, each with its resolved request, its provenance and the safety verdict on it.
 
@@ -27,9 +27,13 @@ class Generation:
     requests: tuple[Request, ...]
     provenance: tuple[Provenance, ...]
     verdicts: tuple[Verdict, ...]
-    latents: tuple[Tensor, ...] = field(repr=False, compare=False)
+    latents: tuple[Tensor, ...] = field(compare=False)
     model_calls: tuple[int, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        seeds = ", ".join(map(str, self.seeds[:4])) + ", …" * (len(self.seeds) > 4)
+        return f"Generation(images={len(self.images)}, seeds=({seeds}), seconds={self.timings.get('total', 0.0):.1f})"
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -6,9 +6,12 @@ to what was measured (docs/memory.md) and rather below it, since a run that woul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+import torch
 
 from sfumato.engines.tiling import tiling_of
 from sfumato.errors import OutOfMemory
@@ -37,18 +40,59 @@ class Shape:
     itemsize: int
 
 
-def check_memory(model: Model, request: Request, batch: int) -> None:
-    """Raise `OutOfMemory` for a request that needs more than is free: with both numbers, and what to use instead."""
-    free = free_memory(model.device)
-    if free is None:
-        return
+@dataclass(slots=True)
+class _Device:
+    """The needs of the calls that run on a device now, and the most that was free there since the first began."""
+
+    needs: list[int]
+    free: int
+
+
+_devices: dict[torch.device, _Device] = {}
+_lock = threading.RLock()
+
+
+@contextmanager
+def memory_set_aside(model: Model, batches: Mapping[Request, int]) -> Iterator[None]:
+    """Set aside, while a call runs, what the largest of its batches needs, so that calls beside it are told what is
+    left. `batches` are resolved requests and how many run together. Raises `OutOfMemory` as `check_memory` does."""
+    with _lock:
+        needed = max(check_memory(model, request, batch) for request, batch in batches.items())
+        device = _devices.setdefault(model.device, _Device(needs=[], free=free_memory(model.device) or 0))
+        device.needs.append(needed)
+    try:
+        yield
+    finally:
+        with _lock:
+            device.needs.remove(needed)
+            if not device.needs:
+                del _devices[model.device]
+
+
+def _left(device: torch.device) -> int | None:
+    """Bytes that a call may count on, beside those that run. What they hold already is no longer free, so the two
+    numbers aren't added up: the smaller one counts."""
+    free = free_memory(device)
+    with _lock:
+        running = _devices.get(device)
+        if free is None or running is None:
+            return free
+        running.free = max(running.free, free)
+        return max(min(free, running.free - sum(running.needs)), 0)
+
+
+def check_memory(model: Model, request: Request, batch: int) -> int:
+    """Estimate the bytes that a request needs, `batch` pictures at a time. Raises `OutOfMemory` where that is more than
+    is free: with both numbers, and what to use instead."""
+    free = _left(model.device)
     shape = shape_of(model, request, batch)
     needed = bytes_needed(model.unet.config, model.autoencoder.config, shape)
-    if needed > free:
+    if free is not None and needed > free:
         raise OutOfMemory(
             f"{shape.width}×{shape.height} pixels need about {gigabytes(needed)}, {gigabytes(free)} are free: "
             + _advice(model, shape, free)
         )
+    return needed
 
 
 def shape_of(model: Model, request: Request, batch: int) -> Shape:

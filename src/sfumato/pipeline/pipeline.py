@@ -23,14 +23,14 @@ from sfumato.pipeline.batch import Generators, decode, encode, noise_source
 from sfumato.pipeline.conditioning import Conditioning, encode_request, plan_prompts
 from sfumato.pipeline.deep_cache import check_shortcuts
 from sfumato.pipeline.generation import Generation
-from sfumato.pipeline.inputs import Picture, expand, opened, referenced, sized
+from sfumato.pipeline.inputs import Picture, check_latents, expand, opened, pictures_named, sized, sources_of
 from sfumato.pipeline.job import Job, Output
-from sfumato.pipeline.memory_need import check_memory, memory_errors
+from sfumato.pipeline.memory_need import check_memory, memory_errors, memory_set_aside
 from sfumato.pipeline.model import Model
 from sfumato.pipeline.planning import PlannedRequest, batch_key, plan_requests
 from sfumato.pipeline.presets import PRESET, with_preset
 from sfumato.pipeline.preview import Preview
-from sfumato.pipeline.request import Request
+from sfumato.pipeline.request import Request, check_effect
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.runtime import dtype_name, logger
 from sfumato.safety.policy import Policy, choose_checker
@@ -88,6 +88,7 @@ class Pipeline:
 
     def resolve(self, request: Request) -> Request:
         """The request as this pipeline runs it: model named, sizes and guidance filled in. Raises `InvalidRequest`."""
+        check_effect(request)
         size = self.model.size
         resolved = request.replace(
             model=self.model.name,
@@ -114,8 +115,11 @@ class Pipeline:
 
         Raises `InvalidRequest`, and `UnsafeContent` where the safety policy can't be kept.
         """
-        for planned in self._planned(requests):
-            plan_prompts(self.model, planned.request)
+        planned = self._planned(requests)
+        for request, batch in self._batches(planned).items():
+            check_memory(self.model, request, batch)
+        for one in planned:
+            plan_prompts(self.model, one.request)
         self._choose_checker()
 
     def generate(
@@ -126,6 +130,7 @@ class Pipeline:
         preset: str | None = None,
         init_image: Picture | None = None,
         mask: Picture | None = None,
+        inputs: Mapping[str, Picture] | None = None,
         generator: Generators | None = None,
         latents: Tensor | None = None,
         conditioning: Conditioning | None = None,
@@ -139,10 +144,11 @@ class Pipeline:
         `prompt` is a text, a `Request`, or several; `fields` are fields of `Request` (steps=20, sampler="k_lms" …)
         that hold for all of them, and win over those of the `preset`. Picture i of `count` takes seed + i; several
         prompts share the seed they are given.
-        `init_image` and `mask` (white: repaint) are pictures or paths. `generator` draws all noise in the place of
-        the seeds, one for all or one for each picture; `latents` (B, C, h, w) is the unit starting noise itself;
-        `conditioning` (`encode_prompt`) takes the place of every prompt's own. `output` "latents" leaves the last
-        decoding out, and with it the pictures and their safety check.
+        `init_image` and `mask` (white: repaint) are pictures in memory (PIL's, or arrays) or paths; pictures that a
+        `Request` names already are given as `inputs`, by their SHA-256, since no path that it holds is opened.
+        `generator` draws all noise in the place of the seeds, one for all or one for each picture; `latents`
+        (B, C, h, w) is the unit starting noise itself; `conditioning` (`encode_prompt`) takes the place of every
+        prompt's own. `output` "latents" leaves the last decoding out, and with it the pictures and their safety check.
         Raises `InvalidRequest` before any work where it can, `Cancelled` within a step of `cancellation`.
         """
         started = time.perf_counter()
@@ -157,12 +163,13 @@ class Pipeline:
         if generator is not None:
             fields["noise"] = "generator"
         requests = expand(prompt, count, fields)
-        for source in {source for r in requests for source in (r.init_image, r.mask) if source} - set(pictures):
-            pictures[source] = referenced(source)
+        pictures |= pictures_named(sources_of(requests) - pictures.keys(), inputs or {})
         if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != len(requests):
             raise InvalidRequest(f"{len(generator)} generators for {len(requests)} pictures: give one, or one for each")
-        if latents is not None and len(latents) != len(requests):
-            raise InvalidRequest(f"latents for {len(latents)} pictures were given, this call makes {len(requests)}")
+        if latents is not None:
+            self._check_latents(latents)
+            if len(latents) != len(requests):
+                raise InvalidRequest(f"latents for {len(latents)} pictures were given, this call makes {len(requests)}")
         for request in requests:
             if request.noise == "generator" and generator is None:
                 raise InvalidRequest("noise 'generator' needs the generator the picture was made with: pass it")
@@ -184,7 +191,8 @@ class Pipeline:
             on_progress=on_progress,
             cancellation=cancellation or Cancellation(),
         )
-        with torch.inference_mode(), memory_errors(planned[0].request):
+        aside = memory_set_aside(self.model, self._batches(planned))
+        with aside, torch.inference_mode(), memory_errors(planned[0].request):
             made = job.run()
         return replace(made, timings={**made.timings, "total": time.perf_counter() - started})
 
@@ -222,15 +230,21 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) → pictures (B, 3, H, W) float32, about [-1, 1]."""
+        """Scaled latents (B, C, h, w) → pictures (B, 3, H, W) float32, about [-1, 1]. Raises `InvalidRequest`."""
+        self._check_latents(latents)
         return decode(self.model, latents.to(self.model.device))
 
     def preview(self, latents: Tensor) -> Image.Image:
-        """A small picture of scaled latents (1, C, h, w), a pixel a cell; nearly free after the first."""
+        """A small picture of scaled latents (1, C, h, w), a pixel a cell; nearly free after the first. Raises
+        `InvalidRequest`."""
+        self._check_latents(latents)
         with self._lock:
             if self._preview is None:
                 self._preview = Preview(self.model.autoencoder)
         return self._preview(latents)
+
+    def _check_latents(self, latents: Tensor) -> None:
+        check_latents(latents, self.model.autoencoder.config.latent_channels)
 
     def _check_names(self, fields: Mapping[str, Any]) -> None:
         """Fields that name files must name this pipeline's. A `Request` may carry other names: it may come from a
@@ -244,19 +258,24 @@ class Pipeline:
                 )
 
     def _planned(self, requests: Sequence[Request]) -> list[PlannedRequest]:
-        """Resolve and plan requests, and say once what their samplers do otherwise than asked.
-
-        Raises `InvalidRequest` for what the model or its samplers can't do, and `OutOfMemory` for what can't fit.
-        """
-        planned = plan_requests(self.model, (self.resolve(sized(request)) for request in requests))
-        for one in planned:
-            for note in (note for plan in one.plans for note in plan.notes):
-                if note not in self._noted:
-                    self._noted.add(note)
-                    logger.warning("sampler %s: %s", one.request.sampler, note)
-        for key, count in Counter(batch_key(one.request) for one in planned).items():
-            check_memory(self.model, key, min(count, self.batch_size))
+        """Resolve and plan requests, and say once what comes out otherwise than asked. Raises `InvalidRequest` for what
+        the model or its samplers can't do."""
+        with_sizes = [sized(request) for request in requests]
+        planned = plan_requests(self.model, (self.resolve(request) for request, _ in with_sizes))
+        notes = [note for _, note in with_sizes if note]
+        notes += [
+            f"sampler {one.request.sampler}: {note}" for one in planned for plan in one.plans for note in plan.notes
+        ]
+        for note in notes:
+            if note not in self._noted:
+                self._noted.add(note)
+                logger.warning("%s", note)
         return planned
+
+    def _batches(self, planned: Sequence[PlannedRequest]) -> dict[Request, int]:
+        """One request of each kind of batch, and how many pictures of it run together."""
+        counts = Counter(batch_key(one.request) for one in planned)
+        return {key: min(count, self.batch_size) for key, count in counts.items()}
 
     def _choose_checker(self) -> Checker | None:
         with self._lock:

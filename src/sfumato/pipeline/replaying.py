@@ -64,7 +64,9 @@ def with_inputs(request: Request, beside: Path, *, init_image: Path | None = Non
         name: _found(name, getattr(request, name), given, beside)
         for name, given in (("init_image", init_image), ("mask", mask))
     }
-    return request.replace(**found)
+    # 0.1 took a variation without its seed, and varied nothing.
+    seed = request.seed if request.variation_seed is None and request.variation_strength else request.variation_seed
+    return request.replace(**found, variation_seed=seed)
 
 
 def replay(
@@ -72,10 +74,11 @@ def replay(
     pipeline: Pipeline,
     request: Request,
     *,
+    inputs: Mapping[str, Path] | None = None,
     on_progress: OnProgress = ignore,
     cancellation: Cancellation | None = None,
 ) -> Replay:
-    """Make the picture in `path` again, by `request` (of its record, inputs found), and compare.
+    """Make the picture in `path` again, by `request` (of its record) with the `inputs` it names, and compare.
 
     Another model, machine or version is no error: the result says so in `differences`. A file whose size isn't its
     record's is: `InvalidRequest`, before any work.
@@ -83,7 +86,7 @@ def replay(
     recorded = recorded_in(path)
     stored = np.asarray(open_picture(path)[0])
     _check_size(path, stored, recorded, pipeline.resolve(request))
-    made = pipeline.generate(request, on_progress=on_progress, cancellation=cancellation)
+    made = pipeline.generate(request, inputs=inputs, on_progress=on_progress, cancellation=cancellation)
     pixels, current = np.asarray(made.images[0]), made.provenance[0]
     likeness = psnr(pixels, stored)
     untouched: bool | None = pixels_sha256(stored) == recorded.pixels_sha256

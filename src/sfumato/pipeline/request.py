@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, Self, get_args
 
 from sfumato.choices import check_choice
@@ -113,13 +114,13 @@ class Request:
             check_spacing(self.sampler, self.spacing)
         for name, (low, high) in _INTEGERS.items():
             if name not in absent:
-                _check_integer(name, getattr(self, name), low, high)
+                object.__setattr__(self, name, _integer(name, getattr(self, name), low, high))
         for name, (least, most) in _NUMBERS.items():
             if name not in absent:
                 object.__setattr__(self, name, _number(name, getattr(self, name), least, most))
         for name in ("width", "height"):
             if name not in absent:
-                _check_side(name, getattr(self, name))
+                object.__setattr__(self, name, _side(name, getattr(self, name)))
                 _check_upscaled(name, getattr(self, name), self.upscale)
         if self.guidance_interval is not None:
             object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
@@ -190,30 +191,47 @@ def _check_text(name: str, value: object) -> None:
         ) from error
 
 
-def _check_integer(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)  # numpy's too
+    if not whole or not low <= value <= high:
         raise InvalidRequest(f"{name} {value!r} must be a whole number from {low} to {high}", field=name)
-    return value
+    return int(value)
 
 
-def _number(name: str, value: object, low: float, high: float) -> float:
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    number = isinstance(value, Real) and not isinstance(value, bool)
     # The comparison is also what refuses NaN and infinities.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    if not number or not low <= value <= high:
         raise InvalidRequest(f"{name} {value!r} must be a number from {low:g} to {high:g}", field=name)
     return float(value)
 
 
-def _check_side(name: str, value: object) -> None:
-    side = _check_integer(name, value, 8, MAX_SIDE)
+def _side(name: str, value: object) -> int:
+    side = _integer(name, value, 8, MAX_SIDE)
     if side % 8:
         lower = side // 8 * 8
         raise InvalidRequest(f"{name} {side} is not a multiple of 8: use {lower} or {lower + 8}", field=name)
+    return side
+
+
+def check_effect(request: Request, named: Collection[str] = ()) -> None:
+    """Raise `InvalidRequest` for a field without effect: a variation without its seed, or, among the fields that were
+    `named` for this very request, a strength without a picture."""
+    if request.variation_strength > 0.0 and request.variation_seed is None:
+        raise InvalidRequest(
+            f"variation_strength {request.variation_strength:g} needs the seed to vary towards: give a variation_seed",
+            field="variation_strength",
+        )
+    if "strength" in named and request.init_image is None:
+        raise InvalidRequest(
+            f"strength {request.strength:g} needs a picture to start from: give an init_image, or leave it out",
+            field="strength",
+        )
 
 
 def counted(requests: Sequence[Request], count: int) -> list[Request]:
     """`count` requests for each, picture i on seed + i. Raises `InvalidRequest`."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
-        raise InvalidRequest(f"count {count!r} must be a whole number from 1 to {MAX_COUNT}", field="count")
+    count = _integer("count", count, 1, MAX_COUNT)
     highest = max(request.seed for request in requests)
     if highest + count - 1 > MAX_SEED:
         raise InvalidRequest(f"seed {highest} leaves no room for {count} pictures: seeds end at {MAX_SEED}")

@@ -18,7 +18,7 @@ from sfumato.pictures.pixels import Pixels, pixels_sha256
 from sfumato.pipeline.field_text import field_text, field_value
 from sfumato.pipeline.presets import PRESET, preset_named, with_preset
 from sfumato.pipeline.provenance import Provenance
-from sfumato.pipeline.request import Request
+from sfumato.pipeline.request import Request, check_effect
 
 MAX_CELLS = 1000
 MAX_PIXELS = 2**27  # half of what a sheet may have: labels and margins need room too
@@ -63,6 +63,8 @@ def grid_requests(request: Request, x: Axis, y: Axis | None = None) -> list[list
         raise InvalidRequest(f"a grid of {len(rows)} × {len(x.values)} pictures: at most {MAX_CELLS} fit a sheet")
     # Both at once: a spacing may only be possible with the sampler of its own row.
     requests = [[request.replace(**with_preset({**row, x.field: value})) for value in x.values] for row in rows]
+    for cell in (cell for row in requests for cell in row):
+        check_effect(cell, {x.field, y.field} if y is not None else {x.field})
     pixels = sum(_pixels(cell) for cells in requests for cell in cells)
     if pixels > MAX_PIXELS:
         raise InvalidRequest(f"a grid of {pixels:,.0f} pixels is too large for a sheet: take fewer or smaller pictures")

@@ -76,13 +76,16 @@ def plan_prompt(
     return PromptPlan(conditions=tuple(conditions))
 
 
+_MOST_TOLD = 200  # characters
+
+
 def warn_of_cut(tokenizer: Tokenizer, plan: PromptPlan) -> None:
-    """Log each piece of the prompt that the encoder will not see."""
+    """Log each piece of the prompt that the encoder will not see, shortened: a book of one would be one line."""
     for piece in plan.cut:
         logger.warning(
             "the prompt is longer than %d tokens; left out: %r (long_prompts='chunk' keeps it)",
             tokenizer.max_length - 2,
-            piece,
+            piece if len(piece) <= _MOST_TOLD else piece[: _MOST_TOLD - 1] + "…",
         )
 
 

@@ -39,6 +39,28 @@ def test_what_cannot_fit_is_refused_with_the_numbers(pocket: Pipeline, monkeypat
     pocket.generate("a red heart", width=64, height=64, steps=1)  # what fits is made
 
 
+def test_calls_beside_each_other_count(pocket: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for one call and a half: the second is refused while the first runs, and made when it is done."""
+    model = pocket.model
+    needed = bytes_needed(
+        model.unet.config,
+        model.autoencoder.config,
+        memory_need.shape_of(model, pocket.resolve(sfumato.Request(prompt="a")), 1),
+    )
+    free = [needed * 3 // 2]
+    monkeypatch.setattr(memory_need, "free_memory", lambda device: free[0])
+
+    def beside(event: sfumato.Progress) -> None:
+        if event.stage == "denoise":
+            free[0] = needed  # what the first call holds by now is not counted twice
+            with pytest.raises(OutOfMemory, match=r"are free: use"):
+                pocket.generate("a", steps=1)
+            pocket.generate("a", steps=1, width=32, height=32)
+
+    pocket.generate("a", steps=1, on_progress=beside)
+    pocket.generate("a", steps=1)
+
+
 def test_advice_is_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = SimpleNamespace(
         device=torch.device("cpu"),

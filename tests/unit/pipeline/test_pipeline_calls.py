@@ -12,6 +12,7 @@ from sfumato import Pipeline, Request, load_pipeline
 from sfumato.diffusion.profiles import model_calls
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.untrusted_pictures import open_picture
+from sfumato.pipeline.inputs import files_named
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_each_request_starts_from_its_own_picture(pipe: Pipeline, tmp_path: Path
         pipe.generate(prompt, steps=3).images[0].save(path)
         _, source = open_picture(path)
         requests.append(Request(prompt="rocket", steps=4, strength=0.5, init_image=source))
-    together = pipe.generate(requests)
-    alone = [pipe.generate(request).provenance[0].pixels_sha256 for request in requests]
+    together = pipe.generate(requests, inputs=files_named(requests))
+    alone = [pipe.generate(request, inputs=files_named([request])).provenance[0].pixels_sha256 for request in requests]
     assert [record.pixels_sha256 for record in together.provenance] == alone
     assert alone[0] != alone[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from sfumato.errors import (
     UnsafeContent,
 )
 from sfumato.pictures.pixels import psnr
+from sfumato.pictures.untrusted_pictures import open_picture
+from sfumato.pipeline.inputs import files_named
 from sfumato.safety.verdict import Verdict, judge
 from support.tiny_pipeline import reference_pipeline
 
@@ -89,11 +92,73 @@ def test_strength_zero_is_the_picture_through_the_autoencoder(pipeline: Pipeline
 def test_a_request_names_its_picture_and_is_held_to_it(pipeline: Pipeline, tmp_path: Path) -> None:
     noise_picture(32, 32).save(tmp_path / "in.png")
     result = pipeline.generate("crown", init_image=tmp_path / "in.png", **FIELDS)
-    again = pipeline.generate(Request.from_json(result.requests[0].to_json()))
-    assert again.provenance[0].pixels_sha256 == result.provenance[0].pixels_sha256
+    request = Request.from_json(result.requests[0].to_json())
+    for inputs in (files_named([request]), {next(iter(files_named([request]))): noise_picture(32, 32)}):
+        again = pipeline.generate(request, inputs=inputs)
+        assert again.provenance[0].pixels_sha256 == result.provenance[0].pixels_sha256
+    with pytest.raises(InvalidRequest, match="has 40×40 pixels, where the request says 32×32"):
+        pipeline.generate(request, inputs=dict.fromkeys(inputs, noise_picture(40, 40)))
     noise_picture(40, 40).save(tmp_path / "in.png")
     with pytest.raises(InvalidRequest, match="has changed"):
-        pipeline.generate(result.requests[0])
+        pipeline.generate(request, inputs=files_named([request]))
+
+
+def test_a_path_in_a_request_is_not_opened(pipeline: Pipeline, tmp_path: Path) -> None:
+    """A request may come from anywhere, and name any file of this machine."""
+    noise_picture(32, 32).save(tmp_path / "in.png")
+    source = open_picture(tmp_path / "in.png")[1]
+    request = Request(prompt="crown", init_image=source, **FIELDS)
+    with pytest.raises(InvalidRequest, match=r"in\.png was not given: pass it as init_image or mask, or as inputs="):
+        pipeline.generate(request)
+    assert pipeline.generate(request, init_image=tmp_path / "in.png").requests[0].init_image == source
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+def test_arrays_are_pictures(pipeline: Pipeline, dtype: str) -> None:
+    picture = noise_picture(32, 32)
+    array = np.asarray(picture)
+    mask = np.zeros((32, 32), bool)
+    mask[8:] = True
+    given = array if dtype == "uint8" else (array / 255).astype(dtype)
+    kept = pixels(pipeline, init_image=given, mask=mask)
+    np.testing.assert_array_equal(kept, pixels(pipeline, init_image=picture, mask=Image.fromarray(mask)))
+    np.testing.assert_array_equal(kept[:8], array[:8])
+
+
+def test_a_picture_made_smaller_is_told_once(pipeline: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    own = Pipeline(pipeline.model, safety="off")
+    with caplog.at_level(logging.WARNING, logger="sfumato"):
+        for _ in range(2):
+            own.generate("crown", init_image=noise_picture(40, 30), strength=0.3, **FIELDS)
+    assert caplog.messages == [
+        "the init image has 40×30 pixels, what is made of it 40×24: sides are multiples of 8; give a width and height "
+        "for others"
+    ]
+    own.generate("crown", init_image=noise_picture(40, 31), strength=0.3, height=32, **FIELDS)
+    assert len(caplog.messages) == 1
+
+
+def test_a_book_of_a_prompt_is_not_one_line_of_the_log(pipeline: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="sfumato"):
+        result = pipeline.generate("crown " * 2000, **{**FIELDS, "steps": 1})
+    assert "left out: 'crown crown" in caplog.text and max(map(len, caplog.messages)) < 400
+    assert len(result.provenance[0].truncated) > 10_000
+    assert len(repr(result)) < 100
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (None, "not a NoneType"),
+        (torch.zeros(4, 8, 8), r"not a Tensor of shape \(4, 8, 8\)"),
+        (torch.zeros(1, 3, 8, 8), r"must be a tensor \(B, 4, h, w\), not a Tensor of shape \(1, 3, 8, 8\)"),
+        (np.zeros((1, 4, 8, 8)), "not a ndarray"),
+    ],
+)
+def test_what_is_no_latents(pipeline: Pipeline, latents: Any, message: str) -> None:
+    for call in (pipeline.decode, pipeline.preview):
+        with pytest.raises(InvalidRequest, match=message):
+            call(latents)
 
 
 def test_inpainting_keeps_what_is_black_in_the_mask(pipeline: Pipeline) -> None:
@@ -140,6 +205,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"generator": [torch.Generator()], "count": 2}, "1 generators for 2 pictures"),
     ({"latents": torch.zeros(1, 4, 8, 8), "count": 2}, "latents for 1 pictures"),
     ({"guidance_interval": (3.0, 1.0)}, "must rise"),
+    ({"init_image": torch.zeros(3, 8, 8)}, "the path of a file, not Tensor"),
+    ({"init_image": np.full((8, 8, 3), 2.0)}, "numbers from 0 to 1, not (8, 8, 3) of float64"),
+    ({"init_image": np.zeros((3, 8, 8), np.uint8)}, "must be (H, W, 3) of uint8"),
+    ({"latents": [0.5]}, "latents must be a tensor (B, 4, h, w), not a list"),
+    ({"strength": 0.5}, "strength 0.5 needs a picture to start from"),
+    ({"variation_strength": 0.5}, "variation_strength 0.5 needs the seed to vary towards: give a variation_seed"),
 ]
 
 
@@ -154,6 +225,10 @@ def test_what_cannot_work_is_one_line_that_says_why(pipeline: Pipeline, options:
 def test_no_prompt_at_all(pipeline: Pipeline) -> None:
     with pytest.raises(InvalidRequest, match="no prompt"):
         pipeline.generate([])
+    nothings: tuple[Any, ...] = (None, 5)
+    for prompt in nothings:
+        with pytest.raises(InvalidRequest, match=f"not {type(prompt).__name__}"):
+            pipeline.generate(prompt)
 
 
 def test_a_missing_and_a_broken_picture(pipeline: Pipeline, tmp_path: Path) -> None:

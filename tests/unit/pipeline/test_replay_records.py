@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -90,6 +91,17 @@ def test_input_pictures_are_known_by_their_bytes(tmp_path: Path, monkeypatch: py
         with_inputs(request, elsewhere, init_image=other)
     with pytest.raises(InvalidRequest, match="was made without one"):
         with_inputs(request, elsewhere, init_image=moved, mask=other)
+
+
+def test_a_record_of_a_variation_without_its_seed_is_made_again(pipeline: Pipeline, tmp_path: Path) -> None:
+    """It was taken, before it was refused, and changed nothing."""
+    made = pipeline.generate("a red heart", steps=1, seed=5)
+    old = made.provenance[0].request.replace(variation_strength=0.3)
+    record = dataclasses.replace(made.provenance[0], request=old)
+    path = save_picture(np.asarray(made.images[0]), tmp_path / "old.png", record)
+    with pytest.raises(InvalidRequest, match="needs the seed to vary towards"):
+        pipeline.generate(old)
+    assert replay(path, pipeline, with_inputs(recorded_in(path).request, tmp_path)).identical
 
 
 def test_a_picture_from_what_the_caller_passed_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:

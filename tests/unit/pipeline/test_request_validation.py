@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sfumato.errors import InvalidRequest
@@ -99,6 +100,18 @@ def test_the_largest_picture_two_passes_can_make() -> None:
 
 def test_whole_numbers_become_floats_so_that_equal_requests_are_one() -> None:
     assert Request(prompt="a", guidance_scale=4).to_json() == Request(prompt="a", guidance_scale=4.0).to_json()
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    numbers: dict[str, Any] = {"seed": np.uint64(3), "steps": np.int32(20), "width": np.int64(64)}
+    numbers |= {"guidance_scale": np.float32(2.5), "guidance_interval": (np.float64(0), np.float32(4))}
+    given = Request(prompt="a", **numbers)
+    plain = Request(prompt="a", seed=3, steps=20, width=64, guidance_scale=2.5, guidance_interval=(0, 4))
+    assert given == plain and given.to_json() == plain.to_json()
+    wrong: tuple[Any, ...] = (np.float64(20), np.bool_(True), np.array(20))
+    for value in wrong:
+        with pytest.raises(InvalidRequest, match="must be a whole number"):
+            Request(prompt="a", steps=value)
 
 
 def test_replace_validates_again() -> None:

@@ -91,6 +91,7 @@ def generate(
 
     settings = read_settings(given)
     requests = counted(requests_for(prompts or (), prompts_file, settings), count)
+    settings.check_effects(requests)
     settings.note_preset(requests)
     run = settings.run()
     where = destination(
@@ -126,6 +127,7 @@ def generations(requests: Sequence[Request], models: Models, tracker: Tracker) -
 
     All are checked before the first is painted.
     """
+    from sfumato.pipeline.inputs import files_named
     from sfumato.pipeline.planning import batch_key
 
     models.check(requests)
@@ -135,7 +137,7 @@ def generations(requests: Sequence[Request], models: Models, tracker: Tracker) -
             pipeline = models.pipeline(batch[0])
             batch += islice(waiting, pipeline.batch_size - 1)
             tracker.begin(len(batch))
-            yield pipeline.generate(batch, on_progress=tracker.on_progress)
+            yield pipeline.generate(batch, inputs=files_named(batch), on_progress=tracker.on_progress)
             tracker.done(len(batch))
 
 

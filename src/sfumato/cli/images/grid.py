@@ -48,6 +48,7 @@ def grid(
     settings = read_settings(given)
     across, down = parse_axis(x), parse_axis(y) if y is not None else None
     rows = grid_requests(settings.request(prompt), across, down)
+    settings.check_effects([request for row in rows for request in row])
     settings.note_preset([request for row in rows for request in row])
     run = settings.run()
     where = destination(

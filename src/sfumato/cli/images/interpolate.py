@@ -62,6 +62,7 @@ def interpolate(
     start = settings.request(first)
     end = start.replace(prompt=last, seed=start.seed if last_seed is None else last_seed)
     check_walk(start, end, frames)
+    settings.check_effects([start])
     settings.note_preset([start])
     run = settings.run()
     where = animation_destination(run.out if out is None else out, fps=fps, overwrite=overwrite)

@@ -12,7 +12,7 @@ from sfumato.choices import check_choice
 from sfumato.cli.options.settings import Settings
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.source import ImageSource
-from sfumato.pipeline.request import Request
+from sfumato.pipeline.request import Request, check_effect
 
 MAX_BYTES = 16 * 2**20
 
@@ -60,7 +60,9 @@ def _request(line: str, folder: Path, settings: Settings) -> Request:
     for name in values:
         check_choice("the field", name, _FIELDS)
     sources = {name: _source(name, values[name], folder) for name in _SOURCES if values.get(name) is not None}
-    return settings.request(**{**values, **sources})
+    request = settings.request(**{**values, **sources})
+    check_effect(request, values)
+    return request
 
 
 def _source(name: str, value: Any, folder: Path) -> ImageSource:

@@ -51,6 +51,7 @@ def replay(
 ) -> None:
     """Make a picture again from its own record and compare: exit code 0 if it is identical, else 1."""
     from sfumato.cli.images.destination import destination
+    from sfumato.pipeline.inputs import files_named
     from sfumato.pipeline.replaying import recorded_in, with_inputs
     from sfumato.pipeline.replaying import replay as make_again
 
@@ -63,7 +64,7 @@ def replay(
         pipeline = Models(settings, tracker.on_progress).pipeline(request)
         if pipeline.model.device.type == "cpu":
             _use_threads(recorded.threads)
-        result = make_again(image, pipeline, request, on_progress=tracker.on_progress)
+        result = make_again(image, pipeline, request, inputs=files_named([request]), on_progress=tracker.on_progress)
     kept = where.save(result.pixels, result.current) if where is not None else None
     if as_json:
         write_json(_document(image, result, kept))

@@ -17,7 +17,7 @@ from sfumato.errors import InvalidConfig, InvalidRequest
 from sfumato.modelfiles.load_options import LoadOptions, check_kinds, field_kinds, option_value
 from sfumato.pipeline.field_text import FIELDS, field_value
 from sfumato.pipeline.presets import PRESET, gives_up, with_preset
-from sfumato.pipeline.request import Request
+from sfumato.pipeline.request import Request, check_effect
 from sfumato.runtime import logger
 
 FILE_NAME = "sfumato.toml"
@@ -77,6 +77,12 @@ class Settings:
         with_changes = {"prompt": prompt, **fields, **changes}
         with _naming_origin(self.origins):
             return Request(**with_changes)
+
+    def check_effects(self, requests: Sequence[Request]) -> None:
+        """Raise `InvalidRequest` where a flag has no effect on one of these."""
+        flags = [name for name, origin in self.origins.items() if not origin]
+        for request in requests:
+            check_effect(request, flags)
 
     def note_preset(self, requests: Sequence[Request]) -> None:
         """One line on stderr: what these requests give up for the preset that was chosen."""
