@@ -27,7 +27,7 @@ from sfumato.modelfiles.open_model import V1
 from sfumato.pocket.training import pocket_stages as pocket
 from sfumato.progress import Cancellation
 from sfumato.train.checkpoints import read_checkpoint
-from sfumato.train.compute_log import read_sessions
+from sfumato.train.logs.compute_log import read_sessions
 from support.command_line import Cli, files_in
 from support.made_data import emoji_set, write_tar
 from support.train_pictures import Shapes
@@ -390,6 +390,28 @@ def test_bad_data_is_one_line_that_says_what_is_wrong(cli: Cli, folder: Path, ma
     assert "make or download it again" in refused("cut")
     bad_shards(folder / "zero", b"")
     assert "a.tar" in refused("zero")
+
+
+def test_a_refused_run_leaves_no_config(cli: Cli, folder: Path, made: Path) -> None:
+    """Its pictures are 24 pixels wide, which the first batch tells."""
+    (folder / "wide.toml").write_text(AUTOENCODER.replace("crop = 16", "crop = 32"))
+    outcome = cli("train", "autoencoder", "wide.toml", "--data", str(made / "pictures"), "--out", "run", *CPU)
+    assert "smaller than crop = 32" in outcome.errors[0]
+    assert not (folder / "run" / "config.toml").exists()
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "file/run", "/proc/run"])
+def test_a_folder_that_cannot_be_made_is_one_plain_line(cli: Cli, folder: Path, made: Path, out: str) -> None:
+    (folder / "file").write_text("")
+    for words in (
+        ("autoencoder", str(made / "autoencoder.toml")),
+        ("diffusion", str(made / "diffusion.toml"), "--autoencoder", str(made / "ae"), "--tokenizer", "pocket"),
+    ):
+        outcome = cli("train", *words, "--data", str(made / "pictures"), "--out", out, *CPU)
+        assert outcome.code == 1
+        assert len(outcome.errors) == 1
+        assert "could not be made" in outcome.errors[0]
+    assert "--print-config" in cli("train", "autoencoder", "--data", str(made / "pictures"), "--out", out).errors[0]
 
 
 def test_captions_missing_in_shards_are_found_before_training(cli: Cli, folder: Path, made: Path) -> None:

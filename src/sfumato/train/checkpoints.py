@@ -1,13 +1,14 @@
 """Checkpoints of a run: whole or absent, checked when read, written beside the training.
 
     FOLDER/step-00001200.safetensors     everything after 1,200 steps; the metadata say of what
-    FOLDER/step-00001200/                the same in parts, of a run whose weights are cut up (`shards`)
+    FOLDER/step-00001200/                the same in parts, of a run whose weights are sharded
 
 `kill -9` at any moment leaves whole files only: each is written under another name, synced, and renamed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ from sfumato.errors import CheckpointError
 from sfumato.files import remove_leftovers
 from sfumato.train.distributed.process_group import World
 from sfumato.train.distributed.sharded_checkpoint import read_description, read_shards, write_shards
+from sfumato.train.run_folder import CHECKPOINTS
 from sfumato.train.single_threaded_pool import single_threaded_pool
 from sfumato.weights.checkpoint import open_checkpoint
 from sfumato.weights.mapped_file import TensorInfo
@@ -44,6 +46,13 @@ class Saved:
     config: Mapping[str, Any]
     score: float | None
     tensors: Mapping[str, Tensor]
+
+
+def is_begun(run: Path) -> bool:
+    """Whether the run in the folder has a checkpoint, whole or not; none where it can't be looked into."""
+    with contextlib.suppress(OSError):
+        return Checkpoints(run / CHECKPOINTS, keep=1).any()
+    return False
 
 
 class Checkpoints:
@@ -95,7 +104,7 @@ class Checkpoints:
     def save_parts(
         self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None, world: World
     ) -> None:
-        """Write tensors that are cut up among `world`, whose processes must all call this, and wait for it."""
+        """Write tensors that are sharded among `world`, whose processes must all call this, and wait for it."""
         self.wait()
         described = {"step": step, "config": dict(config), "score": score}
         write_shards(self.folder / f"step-{step:08d}", tensors, described, world)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,25 @@ from sfumato.train.run_config import RunConfig
 from sfumato.train.task import Batch, Task, first_weights
 
 _WARM_UP, _TIMED = 1, 3  # steps
+
+
+class NoData:
+    """In the place of a data set, of which a forecast needs none."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"a forecast asked for the data's {name}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A task, its run, and one micro-batch of the shapes it trains on."""
+
+    task: Task
+    run: RunConfig
+    batch: Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +65,13 @@ class Forecast:
     memory: Memory
 
 
-def forecast(task: Task, run: RunConfig, batch: Batch) -> Forecast:
-    """Of a task, from one micro-batch's shapes: computed on torch's `meta` device, without numbers or their memory."""
+def forecast(plan: Plan) -> Forecast:
+    """Forecast a plan from its micro-batch's shapes, on torch's `meta` device, without numbers or their memory."""
+    task, run = plan.task, plan.run
     with empty_modules():
         module = task.build()
     learning = [parameter for group in task.groups(module) for parameter in group.parameters]
-    kept = _kept_for_backward(task, run, module, batch)
+    kept = _kept_for_backward(plan, module)
     size = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
     alone = sum(p.numel() for p in module.parameters(recurse=False))
     size |= {"other": alone} if alone else {}
@@ -71,11 +92,12 @@ def forecast(task: Task, run: RunConfig, batch: Batch) -> Forecast:
     )
 
 
-def measured_rate(task: Task, run: RunConfig, batch: Batch, device: torch.device) -> float:
-    """Samples a second of a few real optimiser steps on one micro-batch; preparing samples is not in it."""
+def measured_rate(plan: Plan, device: torch.device) -> float:
+    """Measure samples a second of a few real optimiser steps on the micro-batch; preparing samples is not in it."""
+    task, run = plan.task, plan.run
     module = first_weights(task, run.seed).to(device).train()
     optimizer = build_optimizer(run.optimizer, task.groups(module), module)
-    on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+    on_device = {name: tensor.to(device) for name, tensor in plan.batch.items()}
     count = run.batch // run.accumulate
     started = 0.0
     for step in range(_WARM_UP + _TIMED):
@@ -91,8 +113,9 @@ def measured_rate(task: Task, run: RunConfig, batch: Batch, device: torch.device
     return _TIMED * count / (time.perf_counter() - started)
 
 
-def _kept_for_backward(task: Task, run: RunConfig, module: nn.Module, batch: Batch) -> int:
+def _kept_for_backward(plan: Plan, module: nn.Module) -> int:
     """Bytes that autograd holds on to, each piece of memory once, without the parameters'."""
+    run = plan.run
     own = {id(storage): storage for storage in (p.untyped_storage() for p in module.parameters())}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -102,10 +125,10 @@ def _kept_for_backward(task: Task, run: RunConfig, module: nn.Module, batch: Bat
             kept[id(storage)] = storage  # holding it keeps its id from being given away
         return tensor
 
-    on_meta = {name: tensor.to("meta") for name, tensor in batch.items()}
+    on_meta = {name: tensor.to("meta") for name, tensor in plan.batch.items()}
     draws = Draws(run.seed, 0, range(run.batch // run.accumulate))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        task.loss(module, on_meta, draws)
+        plan.task.loss(module, on_meta, draws)
     total = sum(storage.nbytes() for storage in kept.values())
     return total // 2 if run.precision != "float32" else total  # about: norms and losses stay float32
 

@@ -1,80 +1,44 @@
-"""What a run of the diffusion model needs to be whole: its autoencoder and tokenizer, kept beside its checkpoints.
+"""A training run's folder: every name in it, which stay as they are so that older runs go on.
 
-    RUN/parts/vae/          diffusers' layout, in float32
-    RUN/parts/tokenizer/
-
-So a run is published, and goes on, without anything that it was begun with.
+RUN/config.toml          the run's options, once its first step is done
+RUN/metrics.jsonl        its numbers
+RUN/sessions.jsonl       how long it was computed, and on what
+RUN/checkpoints/         step-00001200.safetensors, or step-00001200/ where weights are sharded
+RUN/snapshots/           step-00001200.safetensors: averages, to choose another length from after the run
+RUN/validation/          step-00001200.png
+RUN/bad-batch-….safetensors
+RUN/latents/NAME/        pictures that were encoded for the run
+RUN/parts/               vae/ and tokenizer/: what the run was begun with, so that it needs nothing else
+RUN/model/               what is published of a run that is finished
+RUN/tensorboard/, RUN/wandb-id
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
 from pathlib import Path
 
-import torch
-
-from sfumato.errors import InvalidConfig, ModelNotFound
-from sfumato.files import atomic_folder, locked, make_folder
-from sfumato.modelfiles.model_parts import VAE, read_part
-from sfumato.modelfiles.publish_model import publish_autoencoder, write_tokenizer
-from sfumato.models.autoencoder import Autoencoder
-from sfumato.models.unet_config import UNetConfig
-from sfumato.prompt.tokenizer import Tokenizer
-from sfumato.train.encoding.encode_dataset import encoder_hash
-
-_PARTS, _LOCK = "parts", ".lock"  # processes of one run find these parts in turn
-
-
-def kept_autoencoder(run: Path) -> Autoencoder | None:
-    """The autoencoder that a run was begun with, None where it has none yet."""
-    folder = run / _PARTS / "vae"
-    if not folder.is_dir():
-        return None
-    return read_part(folder, VAE)
+CONFIG = "config.toml"
+METRICS = "metrics.jsonl"
+SESSIONS = "sessions.jsonl"
+CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
+VALIDATION = "validation"
+LATENTS = "latents"
+PARTS = "parts"
+MODEL = "model"
+TENSORBOARD = "tensorboard"
+WANDB_ID = "wandb-id"
 
 
-def keep_autoencoder(run: Path, autoencoder: Autoencoder) -> None:
-    """Put it beside the run. `InvalidConfig` where the run was begun with one of other latents."""
-    make_folder(run / _PARTS)
-    with locked(run / _PARTS / _LOCK):
-        kept = kept_autoencoder(run)
-        if kept is None:
-            publish_autoencoder(autoencoder, run / _PARTS / "vae", dtype=torch.float32)
-        elif encoder_hash(kept) != encoder_hash(autoencoder):
-            raise InvalidConfig(
-                f"{run} was begun with another autoencoder: leave --autoencoder out, or give another --out"
-            )
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in `folder`; none was in one that can't be looked into."""
+    with contextlib.suppress(OSError):
+        return (folder / CONFIG).is_file()
+    return False
 
 
-def tokenizer_folder(run: Path) -> Path:
-    """Where a run keeps its tokenizer. `ModelNotFound` where it has none."""
-    folder = run / _PARTS / "tokenizer"
-    if not folder.is_dir():
-        raise ModelNotFound(f"{run} holds no tokenizer: it is no run of train diffusion or clip")
-    return folder
-
-
-def keep_tokenizer(run: Path, files: Mapping[str, str], where: Path) -> Tokenizer:
-    """Put a tokenizer's files beside the run, and read it. `InvalidConfig` where the run was begun with another."""
-    tokenizer = Tokenizer.from_files(files, folder=where)
-    folder = run / _PARTS / "tokenizer"
-    make_folder(folder.parent)
-    with locked(folder.parent / _LOCK):
-        if not folder.is_dir():
-            with atomic_folder(folder) as temporary:
-                write_tokenizer(files, temporary)
-    kept = Tokenizer.from_folder(folder)
-    if kept.backend.to_str() != tokenizer.backend.to_str():
-        raise InvalidConfig(f"{run} was begun with another tokenizer: leave --tokenizer out, or give another --out")
-    return kept
-
-
-def check_autoencoder(autoencoder: Autoencoder, unet: UNetConfig, scaling_factor: float) -> None:
-    """`InvalidConfig` where the UNet's config is for other latents."""
-    config = autoencoder.config
-    if config.latent_channels != unet.in_channels:
-        raise InvalidConfig(
-            f"unet.in_channels = {unet.in_channels}, but the autoencoder's latents have {config.latent_channels}"
-        )
-    if config.scaling_factor != scaling_factor:
-        raise InvalidConfig(f"scaling_factor = {scaling_factor} must be the autoencoder's, {config.scaling_factor}")
+def bad_batch(run: Path, step: int, process: int | None) -> Path:
+    """The file for the samples of a step that isn't finite; with several processes, those of one."""
+    rank = "" if process is None else f"-process-{process}"
+    return run / f"bad-batch-{step:08d}{rank}.safetensors"

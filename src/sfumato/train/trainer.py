@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 import time
@@ -12,39 +13,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import InvalidConfig, NumericalError, PeerFailed
-from sfumato.files import write_text
+from sfumato.errors import InvalidConfig, NumericalError, OutputError, PeerFailed
+from sfumato.files import make_folder
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.runtime import compute_exactly, processor_name
-from sfumato.toml_files import from_values, to_toml, to_values
-from sfumato.train.checkpoints import Checkpoints, Saved, read_checkpoint
-from sfumato.train.compute_log import SessionLog
+from sfumato.toml_files import to_values
+from sfumato.train.checkpoints import Checkpoints
 from sfumato.train.distributed.ddp_and_fsdp import LossModule, distributed, prepare
 from sfumato.train.distributed.process_group import World, join_world
 from sfumato.train.distributed.sharded_tensors import gather
 from sfumato.train.inputs.draws import Draws
-from sfumato.train.metrics import METRICS, MetricsLog
+from sfumato.train.logs.compute_log import SessionLog
+from sfumato.train.logs.metrics_log import MetricsLog
+from sfumato.train.logs.trackers import open_trackers
 from sfumato.train.optim.ema import Ema, PowerEma
 from sfumato.train.optim.loss_scaler import LossScaler
 from sfumato.train.optim.optimizer_step import DTYPES, Stepper, check_device
 from sfumato.train.optim.optimizers import build_optimizer
 from sfumato.train.optim.posthoc_ema import Snapshots, snapshot_tensors
-from sfumato.train.run_config import FREE
+from sfumato.train.resume import newest_checkpoint, note_config, resume
+from sfumato.train.run_folder import CHECKPOINTS, METRICS, VALIDATION, bad_batch
 from sfumato.train.single_threaded_pool import single_threaded_pool
 from sfumato.train.task import Batch, Task, TaskConfig, first_weights
-from sfumato.train.trackers import open_trackers
 from sfumato.train.train_state import TrainState
 from sfumato.weights.mapped_file import TensorInfo
 from sfumato.weights.save import write_safetensors
 
 logger = logging.getLogger("sfumato")
 
-CHECKPOINTS, CONFIG = "checkpoints", "config.toml"  # within a run's folder
 _AHEAD = 2  # batches prepared while one is computed
 
 
@@ -124,20 +124,24 @@ class _Loop:
     ) -> None:
         self.task, self.run_config, self.folder, self.world = task, config.run, folder, world
         self.cancellation = cancellation
-        self.kind, self.values = type(config), to_values(config)
+        self.config, self.values = config, to_values(config)
         check_device(config.run, world.device)
         compute_exactly(world.device, DTYPES[config.run.precision])
         world.shard(self._numbers(0)[0])
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"{folder}: no permission to write there: choose another folder")
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep)
         self.score: float | None = None
         self._build(start)
-        saved = world.all_or_fail(self._newest)
+        saved = world.all_or_fail(lambda: newest_checkpoint(self.checkpoints, world))
         if saved is not None:
-            world.all_or_fail(lambda: self._resume(saved))
+            world.all_or_fail(lambda: resume(self.state, saved, config, folder))
+            self.score = saved.score
         self.loaders = single_threaded_pool(config.run.workers, "samples")
         if world.is_main:
-            self._write_config(to_toml(config))
+            if saved is not None:
+                note_config(config, folder)
             self.metrics = MetricsLog(folder / METRICS, after=self.state.step)
             self.snapshots = Snapshots(folder, after=self.state.step)
             self.sessions = SessionLog(
@@ -196,6 +200,7 @@ class _Loop:
         self.state.module.train()
         saved_at = rated_at = time.monotonic()
         saved_step = rated_step = self.state.step
+        noted = False
         pending: deque[Future[list[tuple[Batch, Draws]]]] = deque()
         while self.state.step < config.steps:
             now = time.monotonic()
@@ -209,6 +214,9 @@ class _Loop:
             while len(pending) < _AHEAD and self.state.step + len(pending) < config.steps:
                 pending.append(self.loaders.submit(self._load, self.state.step + len(pending)))
             measured = self._step(self.world.all_or_fail(pending.popleft().result))
+            if self.world.is_main and not noted:  # a run that is refused before leaves none
+                note_config(self.config, self.folder)
+                noted = True
             if self.state.step % config.snapshot_every == 0 or self.state.step == config.steps:
                 self._keep_snapshot()
             on_progress(Progress(stage="train", step=self.state.step, steps=config.steps, images=config.batch))
@@ -227,11 +235,6 @@ class _Loop:
         if self.world.is_main:
             self.sessions.write(self.state.step)
         return Outcome(state=self.state, finished=self.state.step >= config.steps)
-
-    def _write_config(self, text: str) -> None:
-        path = self.folder / CONFIG
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text, overwrite=True)
 
     def _numbers(self, step: int) -> list[range]:
         """The samples of a step's micro-batches, over all processes."""
@@ -267,8 +270,7 @@ class _Loop:
 
     def _save_batch(self, parts: Sequence[tuple[Batch, Draws]]) -> Path:
         """This process's samples of the step."""
-        rank = f"-process-{self.world.rank}" if self.world.size > 1 else ""
-        path = self.folder / f"bad-batch-{self.state.step:08d}{rank}.safetensors"
+        path = bad_batch(self.folder, self.state.step, self.world.rank if self.world.size > 1 else None)
         tensors = {name: torch.cat([batch[name] for batch, _ in parts]) for name in parts[0][0]}
         write_safetensors(
             path,
@@ -311,7 +313,7 @@ class _Loop:
 
     def _measure(self, module: nn.Module, name: str) -> dict[str, float]:
         """Validate one average, whose `name` is empty for the one that is published."""
-        folder = self.folder / "validation"
+        folder = self.folder / VALIDATION
         folder.mkdir(exist_ok=True)
         picture = folder / f"step-{self.state.step:08d}{name}.png"
         measured = dict(self.task.validate(module, picture))
@@ -341,6 +343,8 @@ class _Loop:
             self.snapshots.write(self.state.step, tensors, self.run_config.ema_sigma_rels)
 
     def _save(self) -> None:
+        if self.world.is_main:
+            note_config(self.config, self.folder)
         state, checkpoints = self.state, self.checkpoints
         if self.sharded:
             checkpoints.save_parts(state.step, state.tensors(), self.values, self.score, self.world)
@@ -352,33 +356,3 @@ class _Loop:
     def _save_first(self) -> None:
         if self.world.is_main:
             self.checkpoints.save(self.state.step, self.state.snapshot(), self.values, self.score)
-
-    def _newest(self) -> Saved | None:
-        """The checkpoint that the first process finds, read by all."""
-        saved = self.checkpoints.newest() if self.world.is_main else None
-        path = self.world.broadcast(saved.path if saved else None)
-        return saved if saved or path is None else read_checkpoint(path)
-
-    def _resume(self, saved: Saved) -> None:
-        # an option that the run's version didn't have yet had the effect of today's default
-        changed = _changes(to_values(from_values(self.kind, saved.config)), self.values)
-        if changed:
-            raise InvalidConfig(
-                f"{saved.path} is of a run with another {changed[0]}: give the config it began with "
-                f"({self.folder / CONFIG}), or another folder"
-            )
-        self.state.restore(saved.tensors, saved.step)
-        self.score = saved.score
-        logger.info("going on after step %d, from %s", saved.step, saved.path)
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
-    """Names of the options that differ and matter."""
-    found: list[str] = []
-    for name in dict.fromkeys([*old, *new]):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _changes(before, after, f"{where}{name}.")
-        elif before != after and not (where == "run." and name in FREE):
-            found.append(where + name)
-    return found

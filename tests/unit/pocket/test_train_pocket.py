@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.cli.models.autoencoders import load_autoencoder
 from sfumato.data.samples import Sample
 from sfumato.data.shard_writer import as_stored, write_shards
 from sfumato.errors import Cancelled, InvalidRequest, ModelNotFound
@@ -24,12 +23,13 @@ from sfumato.pocket.training.pocket_recipes import POCKET, POCKET_GPU, POCKET_RE
 from sfumato.pocket.training.pocket_stages import Pocket
 from sfumato.progress import Cancellation, Progress
 from sfumato.report.card.facts_of_run import facts_of_run
-from sfumato.train.compute_log import read_sessions
 from sfumato.train.encoding.encode_dataset import encoder_hash
-from sfumato.train.inputs.latent_sources import SomeLatents
+from sfumato.train.inputs.encoded_latents import SomeLatents
 from sfumato.train.inputs.resident import resident_latents
+from sfumato.train.logs.compute_log import read_sessions
 from sfumato.train.recipes import MODEL, Recipe, Stage
-from sfumato.train.stages import weights_of_run
+from sfumato.train.runs.autoencoders import load_autoencoder
+from sfumato.train.runs.run_weights import weights_of_run
 from sfumato.train.tasks.autoencoder_task import AutoencoderTraining
 from sfumato.train.tasks.diffusion_task import DiffusionTraining
 from sfumato.train.tasks.text_task import TextTraining

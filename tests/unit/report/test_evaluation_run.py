@@ -31,7 +31,7 @@ from sfumato.report.evaluation.run_pictures import (
     read_pictures,
     seconds,
 )
-from sfumato.train.compute_log import read_sessions
+from sfumato.train.logs.compute_log import read_sessions
 from support.tiny_pipeline import reference_pipeline
 
 PROTOCOL = Protocol(name="test", guidance_scales=(1.5, 4.0), steps=(2,), seed=10)

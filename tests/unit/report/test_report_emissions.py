@@ -14,7 +14,8 @@ from sfumato.report.emissions.emission_tables import find_grid, find_hardware, g
 from sfumato.report.emissions.estimate import card_estimates, equivalents, estimate, rounded
 from sfumato.report.emissions.measured_command import measure
 from sfumato.report.emissions.run_emissions import estimate_run
-from sfumato.train.compute_log import SESSIONS, SessionLog, read_sessions
+from sfumato.train.logs.compute_log import SessionLog, read_sessions
+from sfumato.train.run_folder import SESSIONS
 
 
 def test_the_three_published_figures() -> None:

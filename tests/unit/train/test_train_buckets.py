@@ -12,9 +12,10 @@ from test_train_diffusion import TOKENIZER, Posteriors, configured
 from sfumato.data.buckets import make_buckets
 from sfumato.data.samples import Sample
 from sfumato.errors import InvalidConfig
-from sfumato.train.inputs.bucket_order import BucketedLatents, bucketed_index, by_bucket
 from sfumato.train.inputs.draws import Draws
-from sfumato.train.inputs.encoded_latents import LatentSample
+from sfumato.train.inputs.encoded_latents import BucketedLatents, LatentSample
+from sfumato.train.inputs.sample_order import bucketed_index
+from sfumato.train.inputs.training_latents import by_bucket
 from sfumato.train.tasks.diffusion_task import DiffusionTask
 from support.made_data import Pictures, noise
 

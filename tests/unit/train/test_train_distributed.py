@@ -20,7 +20,7 @@ from sfumato.train.checkpoints import Checkpoints, read_checkpoint
 from sfumato.train.distributed.process_group import World
 from sfumato.train.optim.posthoc_ema import reconstruct
 from sfumato.train.run_config import OptimizerConfig, RunConfig
-from sfumato.train.stages import weights_of_run
+from sfumato.train.runs.run_weights import weights_of_run
 from sfumato.train.trainer import train
 from support.train_processes import STEPS, BlocksTask, config_of
 

@@ -32,11 +32,11 @@ from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.pocket.dataset.scenes import SceneSet
 from sfumato.progress import Cancellation, Progress
 from sfumato.prompt.tokenizer import Tokenizer
-from sfumato.train.autoencoder_run import autoencoder_of_run
 from sfumato.train.encoding.encode_dataset import Encoding, encode_moments, encoder_hash, moments_spec
 from sfumato.train.encoding.encode_on_ray import PartWriter, encode_on_ray
 from sfumato.train.inputs.encoded_latents import open_latents
 from sfumato.train.run_config import RunConfig
+from sfumato.train.runs.autoencoders import autoencoder_of_run
 from sfumato.train.tasks.autoencoder_task import AutoencoderLoss, AutoencoderTask, AutoencoderTraining
 from sfumato.train.trainer import train
 from support.made_data import Pictures, emoji_set, noise

@@ -22,7 +22,7 @@ from sfumato.train.optim.loss_scaler import LossScaler
 from sfumato.train.optim.muon import hidden_matrices, orthogonalised
 from sfumato.train.optim.optimizers import build_optimizer
 from sfumato.train.run_config import OptimizerConfig
-from sfumato.train.stages import weights_of_run
+from sfumato.train.runs.run_weights import weights_of_run
 from sfumato.train.task import ParameterGroup
 from sfumato.train.trainer import train
 from support.train_processes import Blocks, BlocksTask

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sfumato.errors import CheckpointError, ModelNotFound
-from sfumato.train.stages import first_module, weights_of_run
+from sfumato.train.runs.run_weights import first_module, weights_of_run
 from sfumato.train.trainer import train
 from support.train_toy import ToyTask, toy_config
 

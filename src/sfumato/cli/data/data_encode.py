@@ -92,11 +92,11 @@ def encode(
     check_choice("precision", precision, PRECISIONS)
     check_choice("on", on, ("here", "ray"))
     asked = _sides(size) if size else None
-    from sfumato.cli.models.autoencoders import load_autoencoder
     from sfumato.data.transforms import Preparation
     from sfumato.runtime import resolve_device
     from sfumato.train.encoding.encode_dataset import encode_moments
     from sfumato.train.encoding.encode_on_ray import encode_on_ray
+    from sfumato.train.runs.autoencoders import load_autoencoder
 
     dataset = _some(source, samples, uncaptioned) if scenes is None else _composed(source, scenes, samples, held_out)
     network = load_autoencoder(autoencoder)

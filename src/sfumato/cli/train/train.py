@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +18,6 @@ from sfumato.cli.train.train_options import (
     TokenizerOf,
     chosen_preset,
     given_config,
-    needed_data,
     write_config,
 )
 from sfumato.cli.train.train_recipe import recipe
@@ -43,21 +43,7 @@ def autoencoder(
 
     sfumato train autoencoder autoencoder.toml --data pictures --out autoencoder
     """
-    from sfumato.train.starting_configs import AUTOENCODERS
-    from sfumato.train.tasks.autoencoder_task import AutoencoderTraining
-
-    if print_config is not None:
-        write_config(chosen_preset(AUTOENCODERS, print_config))
-        return
-    training = given_config(AutoencoderTraining, config, options.out, "autoencoder")
-    if planned.dry_run:
-        from sfumato.cli.train.train_dry_run import write_autoencoder_forecast
-
-        write_autoencoder_forecast(training, planned, options)
-        return
-    from sfumato.cli.train.train_tasks import train_autoencoder
-
-    train_autoencoder(training, needed_data(options.data), options, start)
+    _train("autoencoder", options, planned, config, print_config, start=start)
 
 
 @train.command()
@@ -95,22 +81,17 @@ def diffusion(
 
     sfumato train diffusion diffusion.toml --data pictures --autoencoder autoencoder --out painter
     """
-    from sfumato.train.starting_configs import DIFFUSIONS
-    from sfumato.train.tasks.diffusion_task import DiffusionTraining
-
-    if print_config is not None:
-        write_config(chosen_preset(DIFFUSIONS, print_config))
-        return
-    training = given_config(DiffusionTraining, config, options.out, "diffusion")
-    if planned.dry_run:
-        from sfumato.cli.train.train_dry_run import write_diffusion_forecast
-
-        write_diffusion_forecast(training, planned, options)
-        return
-    from sfumato.cli.train.train_tasks import DiffusionParts, train_diffusion
-
-    parts = DiffusionParts(autoencoder=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, start=start)
-    train_diffusion(training, needed_data(options.data), options, parts)
+    _train(
+        "diffusion",
+        options,
+        planned,
+        config,
+        print_config,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        start=start,
+    )
 
 
 @train.command()
@@ -127,22 +108,36 @@ def clip(
 
     sfumato train clip retriever.toml --data emoji --tokenizer pocket --out retriever
     """
-    from sfumato.pocket.training.retriever import RETRIEVER
-    from sfumato.train.starting_configs import CLIPS
-    from sfumato.train.tasks.clip_task import ClipTraining
+    _train("clip", options, planned, config, print_config, tokenizer=tokenizer, start=start)
+
+
+def _train(
+    kind: str,
+    options: RunOptions,
+    planned: DryRunOptions,
+    config: Path | None,
+    print_config: str | None,
+    **parts: str | None,
+) -> None:
+    """Print a config, forecast a run or conduct it, as the options say; `parts` are what the run is begun with."""
+    from sfumato.train.kinds import KINDS
 
     if print_config is not None:
-        write_config(chosen_preset({**CLIPS, "retriever": RETRIEVER}, print_config))
+        from sfumato.pocket.training.retriever import RETRIEVER
+
+        presets = {**KINDS[kind].starting_configs, **({"retriever": RETRIEVER} if kind == "clip" else {})}
+        write_config(chosen_preset(presets, print_config))
         return
-    training = given_config(ClipTraining, config, options.out, "clip")
+    training = given_config(KINDS[kind].config, config, options.out, kind)
     if planned.dry_run:
-        from sfumato.cli.train.train_dry_run import write_clip_forecast
+        from sfumato.cli.train.train_dry_run import write_forecast
 
-        write_clip_forecast(training, planned, options, tokenizer, start)
+        plan = KINDS[kind].plan(training, options.out, parts.get("tokenizer"), parts["start"])
+        write_forecast(plan, planned, options)
         return
-    from sfumato.cli.train.train_tasks import train_clip
+    from sfumato.cli.train.train_run import conduct
 
-    train_clip(training, needed_data(options.data), options, tokenizer, start)
+    conduct(kind, training, options, parts)
 
 
 train.command()(recipe)

@@ -3,96 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sfumato.cli.models.inspect import readable
 from sfumato.cli.terminal.output_lines import facts, stdout_console, table, write_json
-from sfumato.cli.train.train_parts import tokenizer_files
-from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.report.emissions.estimate import Estimate, estimate, rounded
 from sfumato.runtime import processor_name, resolve_device
-from sfumato.train.forecast import Forecast, forecast, measured_rate
+from sfumato.train.forecast import Forecast, Plan, forecast, measured_rate
 from sfumato.train.published_rates import CARD_A100_HOURS, SOURCE, a100_hours
-from sfumato.train.run_config import RunConfig
-from sfumato.train.tasks.autoencoder_task import AutoencoderTask, AutoencoderTraining
-from sfumato.train.tasks.clip_task import ClipTask, ClipTraining
-from sfumato.train.tasks.diffusion_task import DiffusionTask, DiffusionTraining
 
 if TYPE_CHECKING:
     from sfumato.cli.train.train_options import DryRunOptions, RunOptions
     from sfumato.train.recipes import Stage
-    from sfumato.train.task import Batch, Task
 
 _MEASURED_UP_TO = 50_000_000  # parameters: more would take minutes on a CPU
 
 
-class _Nothing:
-    """In the place of the data, of which a forecast needs none."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"a dry run asked for the data's {name}")
-
-
-_Training = TypeVar("_Training", AutoencoderTraining, DiffusionTraining)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """A task, and a micro-batch of the shapes it trains on."""
-
-    task: Task
-    run: RunConfig
-    batch: Batch
-
-
-def write_autoencoder_forecast(training: AutoencoderTraining, planned: DryRunOptions, options: RunOptions) -> None:
-    count = training.run.batch // training.run.accumulate
-    pictures = torch.randint(0, 256, (count, 3, training.crop, training.crop), dtype=torch.uint8)
-    task = AutoencoderTask(_without_data(training), _Nothing())
-    _write(_Plan(task=task, run=training.run, batch={"pictures": pictures}), planned, options)
-
-
-def write_diffusion_forecast(training: DiffusionTraining, planned: DryRunOptions, options: RunOptions) -> None:
-    count, unet = training.run.batch // training.run.accumulate, training.unet
-    latents = torch.randn(count, unet.in_channels, unet.sample_size, unet.sample_size)
-    tokens = torch.zeros(count, training.text_encoder.positions, dtype=torch.long)
-    task = DiffusionTask(_without_data(training), _Nothing(), _tokenizer(None, None, options.out))
-    _write(_Plan(task=task, run=training.run, batch={"latents": latents, "tokens": tokens}), planned, options)
-
-
-def _without_data(training: _Training) -> _Training:
-    """The same, given its samples in the batch: there is no data set to be resident."""
-    return replace(training, run=replace(training.run, resident=False))
-
-
-def write_clip_forecast(
-    training: ClipTraining, planned: DryRunOptions, options: RunOptions, tokenizer: str | None, start: str | None
-) -> None:
-    count, side = training.run.batch // training.run.accumulate, training.vision.image_size
-    # without the wrong captions: how many there are depends on the data's own
-    task = ClipTask(replace(training, hard_negatives=0.0), _Nothing(), _tokenizer(tokenizer, start, options.out))
-    tokens = torch.randint(task.tokenizer.eos_id, (count, training.text_encoder.positions))
-    batch = {"pictures": torch.randn(count, 3, side, side), "tokens": tokens, "wrong": torch.zeros_like(tokens)}
-    _write(_Plan(task=task, run=training.run, batch=batch), planned, options)
-
-
-def write_stage_forecast(training: object, planned: DryRunOptions, options: RunOptions) -> None:
-    """Of one stage of a recipe."""
-    if isinstance(training, AutoencoderTraining):
-        write_autoencoder_forecast(training, planned, options)
-    elif isinstance(training, DiffusionTraining):
-        write_diffusion_forecast(training, planned, options)
-
-
 def write_recipe_forecast(name: str, stages: Mapping[str, Stage], planned: DryRunOptions, options: RunOptions) -> None:
-    """Samples of each stage, and device hours at a given rate or at what others measured on A100s."""
+    """Write the samples of each stage, and device hours at a given rate or at what others measured on A100s."""
     rows: list[dict[str, Any]] = []
     for key, stage in stages.items():
         hours = (
@@ -133,17 +63,15 @@ def write_recipe_forecast(name: str, stages: Mapping[str, Stage], planned: DryRu
     )
 
 
-def _write(plan: _Plan, planned: DryRunOptions, options: RunOptions) -> None:
+def write_forecast(plan: Plan, planned: DryRunOptions, options: RunOptions) -> None:
+    """Write parameters, memory, time, cost and emissions of one run."""
     device = resolve_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    found = forecast(plan.task, plan.run, plan.batch)
+    found = forecast(plan)
     rate, whence = planned.images_per_second, "given"
     if rate is None and sum(found.parameters.values()) <= _MEASURED_UP_TO:
-        rate, whence = (
-            measured_rate(plan.task, plan.run, plan.batch, device),
-            f"measured here: {processor_name(device)}",
-        )
+        rate, whence = measured_rate(plan, device), f"measured here: {processor_name(device)}"
     hours = None if rate is None else found.samples / (rate * planned.devices) / 3600.0
     about = {
         "parameters": dict(found.parameters),
@@ -215,8 +143,3 @@ def _cost_facts(about: Mapping[str, Any]) -> dict[str, Any]:
         "energy and CO2": unknown if emissions is None else emissions["formula"],
         **{c["name"]: f"{c['value']:g} {c['unit']} ({c['source']})" for c in constants},
     }
-
-
-def _tokenizer(name: str | None, start: str | None, out: Path) -> Tokenizer:
-    files, where = tokenizer_files(name, start, out)
-    return Tokenizer.from_files(files, folder=where)

@@ -16,6 +16,7 @@ from sfumato.errors import InvalidConfig, InvalidRequest
 
 T = TypeVar("T")
 
+ALL = "all"  # stages of a recipe, one after the other
 _RUN, _BEFORE = "Run", "Before the run"
 
 ConfigFile = Annotated[
@@ -164,9 +165,9 @@ def write_config(config: object) -> None:
 def given_config(kind: type[T], file: Path | None, out: Path, command: str) -> T:
     """The config in the file, or the one that the run in `out` was begun with."""
     from sfumato.toml_files import read_config
-    from sfumato.train.trainer import CONFIG
+    from sfumato.train.run_folder import CONFIG, is_run
 
-    if file is None and not (out / CONFIG).is_file():
+    if file is None and not is_run(out):
         raise InvalidConfig(
             f"no CONFIG.toml was given, and {out} has none: write one with "
             f"`sfumato train {command} --print-config small`"

@@ -11,14 +11,13 @@ import typer
 from sfumato.choices import check_choice
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json
-from sfumato.cli.train.train_options import DryRunOptions, RunOptions
+from sfumato.cli.train.train_options import ALL, DryRunOptions, RunOptions
 from sfumato.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from sfumato.train.recipes import Stage
 
 NAMES = ("v1-1", "v1-2", "v1-3", "v1-4", "pocket", "pocket-gpu", "pocket-gpu-again")
-ALL = "all"
 
 
 @with_options(options=RunOptions, planned=DryRunOptions)
@@ -131,26 +130,27 @@ def _run(
     autoencoder: str | None,
     text_encoder: str | None,
 ) -> None:
-    from sfumato.cli.train.train_dry_run import write_stage_forecast
-    from sfumato.cli.train.train_tasks import DiffusionParts, train_diffusion
-    from sfumato.train.checkpoints import Checkpoints
-    from sfumato.train.tasks.diffusion_task import DiffusionTraining
-    from sfumato.train.trainer import CHECKPOINTS
+    from sfumato.cli.train.train_dry_run import write_forecast
+    from sfumato.cli.train.train_run import conduct
+    from sfumato.train.checkpoints import is_begun
+    from sfumato.train.kinds import KINDS
 
     stage = stages[name]
     if planned.dry_run:
-        write_stage_forecast(stage.training, planned, options)
+        for kind in KINDS.values():  # the stage of the words has none
+            if isinstance(stage.training, kind.config):
+                write_forecast(kind.plan(stage.training, options.out, None, None), planned, options)
         return
     if options.data is None:
         raise InvalidRequest(f"stage {name} is trained on {stage.data}, which is not part of this program: give --data")
-    assert isinstance(stage.training, DiffusionTraining)
     start = None if stage.start is None else options.out / stage.start
-    if start is not None and not Checkpoints(start / CHECKPOINTS, keep=1).any():
+    if start is not None and not is_begun(start):
         raise InvalidRequest(
             f"stage {name} starts from {stage.start}, and {start} holds no run of it: train that first, with "
             f"--stage {stage.start}"
         )
     own = replace(options, out=options.out / name)
     before = None if start is None else str(start)
-    parts = DiffusionParts(autoencoder=autoencoder, text_encoder=text_encoder, tokenizer=None, start=before)
-    train_diffusion(stage.training, options.data, own, parts)
+    conduct(
+        "diffusion", stage.training, own, {"autoencoder": autoencoder, "text_encoder": text_encoder, "start": before}
+    )

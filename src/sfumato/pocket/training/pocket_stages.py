@@ -41,22 +41,24 @@ from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 from sfumato.prompt.bpe_training import train_tokenizer
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.toml_files import read_config, to_toml
-from sfumato.train.autoencoder_run import autoencoder_of_run
-from sfumato.train.checkpoints import Checkpoints
+from sfumato.train.checkpoints import is_begun
 from sfumato.train.encoding.encode_dataset import encode_moments, encoder_hash
 from sfumato.train.encoding.encode_in_processes import encode_in_processes
 from sfumato.train.inputs.encoded_latents import LatentDataset, StoredLatents
 from sfumato.train.inputs.image_tensors import scaled, to_bytes
-from sfumato.train.publish_diffusion import publish_diffusion
+from sfumato.train.kinds import read_run
 from sfumato.train.recipes import MODEL, Recipe, Training, lineage
-from sfumato.train.stages import first_module, read_run, weights_of_run
+from sfumato.train.run_folder import CONFIG
+from sfumato.train.runs.autoencoders import autoencoder_of_run
+from sfumato.train.runs.run_weights import first_module, weights_of_run
+from sfumato.train.runs.train_diffusion import publish_diffusion
 from sfumato.train.starting_model import KeptModel, keep_model, kept_model
 from sfumato.train.task import Task
 from sfumato.train.tasks.autoencoder_task import AutoencoderTask, AutoencoderTraining
 from sfumato.train.tasks.diffusion_task import DiffusionTask, DiffusionTraining, Validation, trained_networks
 from sfumato.train.tasks.text_task import TextTask, TextTraining
 from sfumato.train.tasks.whitening import ChannelStatistics, channel_statistics, whiten
-from sfumato.train.trainer import CHECKPOINTS, Outcome, train
+from sfumato.train.trainer import Outcome, train
 
 SIDE = 128  # pixels
 LATENTS = "autoencoder-whole"  # the stage after which the encoder stays as it is
@@ -162,7 +164,7 @@ class Pocket:
         """Give a stage that hasn't begun as many steps as take `minutes` on this machine, which is measured. Returns
         how many it has; they are kept in the stage's config.toml, so that a resumed run has the same."""
         training = self._training(name)
-        path = self.folder / name / "config.toml"
+        path = self.folder / name / CONFIG
         if not path.is_file():
             task = self._task(name, training)
             steps = max(round(60.0 * minutes / _step_seconds(task, training, self._first(name, task), self.device)), 1)
@@ -283,7 +285,7 @@ class Pocket:
 
     def _training(self, name: str) -> Training:
         """The stage's config: the recipe's, or what the stage began with where that differs."""
-        training, path = self.recipe[name].training, self.folder / name / "config.toml"
+        training, path = self.recipe[name].training, self.folder / name / CONFIG
         if path.is_file():
             return read_config(type(training), path)
         if self._given is not None and isinstance(training, DiffusionTraining):
@@ -331,7 +333,7 @@ class Pocket:
         return next((name for name in reversed(names) if self._begun(name)), None)
 
     def _begun(self, name: str) -> bool:
-        return Checkpoints(self.folder / name / CHECKPOINTS, keep=1).any()
+        return is_begun(self.folder / name)
 
     def _before(self, name: str) -> str:
         """What a stage's first weights are from: the stage before, the model to start from, or nothing."""

@@ -11,9 +11,8 @@ from sfumato.errors import InvalidConfig, InvalidRequest
 from sfumato.json_files import read_text
 from sfumato.report.card.card_facts import CardFacts, EmissionFacts, TrainingStage
 from sfumato.report.emissions.emission_tables import find_hardware
-from sfumato.train.compute_log import Session, read_sessions
-
-_CONFIG = "config.toml"
+from sfumato.train.logs.compute_log import Session, read_sessions
+from sfumato.train.run_folder import CONFIG
 
 
 def facts_of_run(folder: Path, *, name: str | None = None, region: str | None = None) -> CardFacts:
@@ -21,7 +20,7 @@ def facts_of_run(folder: Path, *, name: str | None = None, region: str | None = 
     is in our table, what it emitted. Everything else stays unknown: add it with `dataclasses.replace`, or in the
     card.toml that `write_card` leaves. Raises `InvalidConfig` or `ModelNotFound` for a folder of something else.
     """
-    path = folder / _CONFIG
+    path = folder / CONFIG
     try:
         config = tomllib.loads(read_text(path))
     except InvalidConfig:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sfumato.errors import ModelNotFound
 from sfumato.report.emissions.estimate import Estimate, estimate
-from sfumato.train.compute_log import SESSIONS, read_sessions
+from sfumato.train.logs.compute_log import read_sessions
+from sfumato.train.run_folder import SESSIONS
 
 
 def estimate_run(

@@ -26,7 +26,7 @@ from sfumato.progress import OnProgress, ignore
 from sfumato.report.evaluation.evaluation_plan import LOCK, Cell, Plan
 from sfumato.report.evaluation.prompt_list import PromptList
 from sfumato.runtime import processor_name
-from sfumato.train.compute_log import SessionLog
+from sfumato.train.logs.compute_log import SessionLog
 
 PICTURES, MADE, TIMES = "pictures", "made.json", "times"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from sfumato.data.shards import ShardSet
 from sfumato.errors import DataError, InvalidConfig
 from sfumato.pocket.dataset.emoji import EmojiSet, Split
 from sfumato.pocket.dataset.scenes import SceneMix, SceneSet
+
+logger = logging.getLogger("sfumato")
 
 _EMOJI_FIELDS = frozenset({"style", "codepoint", "label", "license", "source"})
 MOST_HELD_OUT = 64  # pictures that validation looks at
@@ -56,8 +59,16 @@ def open_pictures(folder: Path, config: DataConfig, seed: int) -> Pictures:
     kept, apart = split(len(dataset), config.held_out)
     training = Subset(dataset, kept)
     if not len(apart):
+        warn_of_few()
         return Pictures(training=training, held_out=training, known=True)
     return Pictures(training=training, held_out=Subset(dataset, apart))
+
+
+def warn_of_few() -> None:
+    """Say that validation has no samples of its own."""
+    logger.warning(
+        "there are too few pictures to keep any from training: validation looks at those that are trained on"
+    )
 
 
 def split(size: int, every: int) -> tuple[Sequence[int], Sequence[int]]:
@@ -120,5 +131,6 @@ def _emoji_pictures(emoji: EmojiSet, config: DataConfig, seed: int) -> Pictures:
     splits: tuple[Split, ...] = ("held-out-picture", "held-out-label")
     apart = [subject.index for name in splits for subject in emoji.split(name)]
     if not apart:
+        warn_of_few()
         return Pictures(training=training, held_out=training, known=True)
     return Pictures(training=training, held_out=Subset(emoji, apart))

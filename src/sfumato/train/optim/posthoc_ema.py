@@ -23,11 +23,11 @@ from sfumato.files import remove_leftovers
 from sfumato.train.checkpoints import Saved, read_checkpoint, write_checkpoint
 from sfumato.train.optim.ema import PowerEma
 from sfumato.train.optim.power_profile import gamma_of
+from sfumato.train.run_folder import SNAPSHOTS
 from sfumato.train.train_state import power_prefix, within
 
 logger = logging.getLogger("sfumato")
 
-SNAPSHOTS = "snapshots"  # within a run's folder
 _KEY = "ema_sigma_rels"
 _BUFFER = "buffer."
 _FAR = 0.1  # a profile error that is worth a warning

@@ -20,13 +20,12 @@ from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.unet import UNet
 from sfumato.models.unet_config import UNetConfig
 from sfumato.prompt.tokenizer import Tokenizer
-from sfumato.train.inputs.bucket_order import bucket_sizes, bucketed_index
 from sfumato.train.inputs.caption_dropout import drawn_caption, token_window
 from sfumato.train.inputs.draws import Draws
-from sfumato.train.inputs.encoded_latents import LatentDataset
+from sfumato.train.inputs.encoded_latents import LatentDataset, bucket_sizes
 from sfumato.train.inputs.image_tensors import write_sheet
 from sfumato.train.inputs.resident import ResidentLatents, resident_latents
-from sfumato.train.inputs.sample_order import sample_index
+from sfumato.train.inputs.sample_order import bucketed_index, sample_index
 from sfumato.train.inputs.training_data import DataConfig
 from sfumato.train.run_config import RunConfig
 from sfumato.train.task import Batch, ParameterGroup

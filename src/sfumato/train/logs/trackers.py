@@ -13,6 +13,7 @@ from PIL import Image
 from sfumato.files import write_text
 from sfumato.runtime import require
 from sfumato.train.run_config import RunConfig
+from sfumato.train.run_folder import TENSORBOARD, WANDB_ID
 
 
 class Tracker(Protocol):
@@ -31,7 +32,7 @@ def open_trackers(config: RunConfig, folder: Path, values: Mapping[str, Any], *,
     """Those that `config` asks for; steps beyond `after` will come again. `MissingExtra` says what to install."""
     trackers: list[Tracker] = []
     if config.tensorboard:
-        trackers.append(_TensorBoard(folder / "tensorboard", after))
+        trackers.append(_TensorBoard(folder / TENSORBOARD, after))
     if config.wandb:
         trackers.append(_WeightsAndBiases(config.wandb, folder, values))
     return trackers
@@ -60,7 +61,7 @@ class _WeightsAndBiases:
 
     def __init__(self, project: str, folder: Path, values: Mapping[str, Any]) -> None:
         self._wandb: Any = require("wandb", extra="wandb")
-        path = folder / "wandb-id"
+        path = folder / WANDB_ID
         if not path.is_file():
             write_text(path, secrets.token_hex(8))
         self._run = self._wandb.init(

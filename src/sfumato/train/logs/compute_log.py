@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sfumato.errors import DataError
-
-SESSIONS = "sessions.jsonl"
+from sfumato.train.run_folder import SESSIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.data.buckets import make_buckets
+from sfumato.data.buckets import Bucket, bucket_of, make_buckets
 from sfumato.data.samples import Dataset, Subset
 from sfumato.data.transforms import Preparation
 from sfumato.errors import DataError
@@ -14,34 +14,23 @@ from sfumato.files import make_folder
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.progress import Cancellation, OnProgress
 from sfumato.train.encoding.encode_dataset import encode_moments
-from sfumato.train.inputs.bucket_order import BucketedLatents, by_bucket
-from sfumato.train.inputs.encoded_latents import LatentDataset, LatentSample, StoredLatents, open_latents
-from sfumato.train.inputs.training_data import DataConfig, open_pictures, split, spread
-
-LATENTS = "latents"  # within a run's folder
-
-
-@dataclass(frozen=True, slots=True)
-class SomeLatents:
-    """Some samples of a latent data set, in the order given."""
-
-    latents_of: LatentDataset
-    indices: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def latents(self, index: int) -> LatentSample:
-        return self.latents_of.latents(self.indices[index])
+from sfumato.train.inputs.encoded_latents import (
+    BucketedLatents,
+    LatentDataset,
+    SomeLatents,
+    StoredLatents,
+    open_latents,
+)
+from sfumato.train.inputs.training_data import DataConfig, open_pictures, split, spread, warn_of_few
+from sfumato.train.run_folder import LATENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latents:
-    """The samples to learn from, and those held out, which are known where the data are too few to hold any out."""
+    """The samples to learn from, and those that validation looks at."""
 
     training: LatentDataset
     held_out: LatentDataset
-    known: bool
 
 
 def is_encoded(folder: Path) -> bool:
@@ -54,10 +43,10 @@ def encoded_before(folder: Path, config: DataConfig, autoencoder: Autoencoder) -
     stored = open_latents(folder, autoencoder)
     kept, apart = split(len(stored), config.held_out)
     training = SomeLatents(stored, kept)
-    known = not len(apart)
-    if known:
-        return Latents(training=training, held_out=_spread(training), known=True)
-    return Latents(training=training, held_out=_spread(SomeLatents(stored, apart)), known=False)
+    if not len(apart):
+        warn_of_few()
+        return Latents(training=training, held_out=_spread(training))
+    return Latents(training=training, held_out=_spread(SomeLatents(stored, apart)))
 
 
 def encoded_now(
@@ -100,13 +89,22 @@ def encoded_now(
             encoded(Subset(pictures.training, indices), f"{bucket.width}x{bucket.height}", bucket.width, bucket.height)
             for bucket, indices in groups.items()
         ]
-        some = Subset(pictures.held_out, spread(len(pictures.held_out)))
-        return Latents(training=BucketedLatents(parts), held_out=encoded(some, "held-out", side, side), known=False)
-    training = encoded(pictures.training, "training", side, side)
+        training: LatentDataset = BucketedLatents(parts)
+    else:
+        training = encoded(pictures.training, "training", side, side)
     if pictures.known:
-        return Latents(training=training, held_out=_spread(training), known=True)
+        return Latents(training=training, held_out=_spread(training))
     some = Subset(pictures.held_out, spread(len(pictures.held_out)))
-    return Latents(training=training, held_out=encoded(some, "held-out", side, side), known=False)
+    return Latents(training=training, held_out=encoded(some, "held-out", side, side))
+
+
+def by_bucket(dataset: Dataset, buckets: Sequence[Bucket]) -> dict[Bucket, list[int]]:
+    """The samples' numbers by the bucket nearest to their pictures' shapes; buckets without any are left out."""
+    groups: dict[Bucket, list[int]] = {}
+    for index in range(len(dataset)):
+        width, height = dataset.sample(index).picture.size
+        groups.setdefault(bucket_of(width, height, buckets), []).append(index)
+    return {bucket: groups[bucket] for bucket in buckets if bucket in groups}
 
 
 def check_shape(latents: LatentDataset, channels: int, side: int) -> None:

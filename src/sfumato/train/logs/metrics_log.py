@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sfumato.files import write_text
-
-METRICS = "metrics.jsonl"  # within a run's folder
+from sfumato.train.run_folder import METRICS
 
 
 class MetricsLog:
