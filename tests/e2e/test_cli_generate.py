@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sfumato import load_pipeline
@@ -169,3 +172,31 @@ def test_settings_come_from_flags_then_the_environment_then_the_project(
     assert (request["sampler"], request["seed"], request["steps"]) == ("ddim", 9, 2)
     assert picture["path"].startswith("from-toml/")
     assert "no safety checker" not in outcome.err  # safety is off
+
+
+def test_comments_in_a_file_of_prompts_are_no_prompts(cli: Cli, folder: Path) -> None:
+    (folder / "p.txt").write_text("# what hangs in the hall\nrocket\n\n  # and\n\\#1 heart\n")
+    made = json.loads(cli("generate", "--prompts-file", "p.txt", "--json", "--steps", "1").out)["pictures"]
+    assert [picture["request"]["prompt"] for picture in made] == ["rocket", "#1 heart"]
+
+
+def test_prompts_come_from_stdin_and_from_no_pipe_that_nobody_may_write_to(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("rocket\nSchlüssel\n".encode())))
+    made = json.loads(cli("generate", "--prompts-file", "-", "--json", "--steps", "1").out)["pictures"]
+    assert [picture["request"]["prompt"] for picture in made] == ["rocket", "Schlüssel"]
+    os.mkfifo("p.txt")
+    outcome = cli("generate", "--prompts-file", "p.txt")
+    line = "sfumato: the prompts file p.txt is a pipe: write --prompts-file - and send the prompts to stdin"
+    assert (outcome.code, outcome.errors) == (2, [line])
+
+
+def test_threads_are_as_many_as_asked_for(cli: Cli, folder: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        outcome = cli("generate", "rocket", "--threads", str(before + 1), "--json", "--steps", "1")
+        assert json.loads(outcome.out)["pictures"][0]["threads"] == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert "threads 0 must be a whole number from 1 to 1024" in cli("generate", "rocket", "--threads", "0").err

@@ -24,10 +24,10 @@ QUICK = ("--model", "pocket", "--threads", "1", "--rounds", "1", "--contenders",
 
 
 def test_bench_writes_a_table_json_and_a_plot(cli: Cli, folder: Path) -> None:
-    outcome = cli("bench", *QUICK, "--size", "32", "--json", "r.json", "--plot", "r.svg")
+    outcome = cli("bench", *QUICK, "--size", "32", "--out", "r.json", "--json", "--plot", "r.svg")
     assert (outcome.code, outcome.errors) == (0, [])
-    assert "winograd-plain" in outcome.out and outcome.lines[-2:] == ["r.json", "r.svg"]
-    found = json.loads(Path("r.json").read_text())
+    found = json.loads(outcome.out)
+    assert found == json.loads(Path("r.json").read_text())
     assert [row["name"] for row in found["contenders"]] == ["eager", "winograd-plain"]
     assert found["contenders"][1]["relative_error"] < 1e-5
     assert found["compared_with"] == "eager"
@@ -43,8 +43,11 @@ def test_bench_writes_a_table_json_and_a_plot(cli: Cli, folder: Path) -> None:
         (("--plot", "x.gif"), "'.gif'"),
         (("--quality", "x.bmp"), "'.bmp'"),
         (("--quality", "x.png", "--prompts", "absent.txt"), "absent.txt"),
-        (("--quality", "x.png", "--json", "there.json"), "already exists"),
-        (("--json", "there.json"), "already exists"),
+        (("--quality", "x.png", "--out", "there.json"), "already exists"),
+        (("--out", "there.json"), "already exists"),
+        (("--json", "there.json"), "already exists"),  # as `--out` was called before
+        (("there.json",), "no word beside its options"),
+        (("--json", "a.json", "b.json"), "leave out 'a.json b.json'"),
         (("--model", "no-such-model"), "no model"),
     ],
 )

@@ -84,7 +84,7 @@ app.add_typer(train, name="train", rich_help_panel=_TRAIN)
 app.command(rich_help_panel=_REPORT)(card)
 app.command(rich_help_panel=_REPORT)(emissions)
 app.command(rich_help_panel=_MACHINE)(doctor)
-app.command(rich_help_panel=_MACHINE)(bench)
+app.command(rich_help_panel=_MACHINE, context_settings={"allow_extra_args": True})(bench)  # `--json FILE`, as it was
 
 
 def main() -> NoReturn:

@@ -39,7 +39,7 @@ def test_names_in_the_environment_that_are_no_settings_are_told(
     environment: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     environment |= {"SFUMATO_STEP": "3", "SFUMATO_UNKNOWN": "x", "SFUMATO_HOME": "/", "SFUMATO_BENCH_ROUNDS": "1"}
-    environment |= {"SFUMATO_STEPS": "3", "SFUMATO_MODEL_PATH": "/"}
+    environment |= {"SFUMATO_STEPS": "3", "SFUMATO_MODEL_PATH": "/", "SFUMATO_INSTRUCTIONS": "avx2"}
     with caplog.at_level("WARNING", logger="sfumato"):
         read_settings({}, environment=environment, folder=tmp_path)
     assert [record.getMessage() for record in caplog.records] == [
@@ -112,3 +112,8 @@ def test_every_field_has_a_flag_that_tells_its_default() -> None:
     settings = {*RunSettings.__dataclass_fields__, *LoadOptions.__dataclass_fields__} - {"options", "vae", "token"}
     assert run | {"out", "format"} == settings
     assert set(KEYS) == (set(flags) | settings) - {"init_image", "mask"}
+
+
+def test_instructions_that_are_none_are_refused(environment: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"SFUMATO_INSTRUCTIONS 'avx9' is unknown.*avx2"):
+        read_settings({}, environment=environment | {"SFUMATO_INSTRUCTIONS": "avx9"}, folder=tmp_path)

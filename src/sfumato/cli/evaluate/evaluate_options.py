@@ -95,10 +95,12 @@ Examples = Annotated[int, typer.Option(metavar="N", help="Prompts whose pictures
 
 
 def loading_options(given: Given) -> LoadOptions:
-    """Read how to load the models, from flags, environment and files."""
+    """Read how to load the models, from flags, environment and files; torch gets the threads they say."""
     from sfumato.cli.options.settings import read_settings
 
-    return read_settings(given).run().loading
+    settings = read_settings(given).run()
+    settings.use_threads()
+    return settings.loading
 
 
 def networks(

@@ -52,7 +52,9 @@ def generate(
     prompts_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="More prompts, one a line; .jsonl: request fields a line.", rich_help_panel=PICTURE
+            metavar="FILE",
+            help="More prompts, one a line (- is stdin); .jsonl: request fields a line.",
+            rich_help_panel=PICTURE,
         ),
     ] = None,
     out: Out = None,
@@ -125,7 +127,7 @@ def generate(
 def generations(requests: Sequence[Request], models: Models, tracker: Tracker) -> Iterator[Generation]:
     """Make the pictures, as many at a time as run together, so that each is handed out when it is finished.
 
-    All are checked before the first is painted.
+    All are checked before the first is made.
     """
     from sfumato.pipeline.inputs import files_named
     from sfumato.pipeline.planning import batch_key

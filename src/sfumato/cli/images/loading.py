@@ -22,7 +22,7 @@ class Models:
         self._loaded: tuple[tuple[str, str | None], Pipeline] | None = None
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Find what can't be made of these before anything is painted. Each model is loaded, the first one last."""
+        """Find what can't be made of these before any picture is made. Each model is loaded, the first one last."""
         groups: dict[tuple[str, str | None], list[Request]] = {}
         for request in requests:
             groups.setdefault((request.model, request.vae), []).append(request)
@@ -30,7 +30,7 @@ class Models:
             self.pipeline(group[0]).check(group)
 
     def pipeline(self, request: Request) -> Pipeline:
-        """Raises as `load_pipeline` does."""
+        """Load what the request names, unless it is loaded. Raises as `load_pipeline` does."""
         from sfumato.pipeline.load_pipeline import load_with
 
         key = (request.model, request.vae)
@@ -38,6 +38,7 @@ class Models:
             return self._loaded[1]
         self._loaded = None
         settings = self._settings
+        settings.use_threads()
         pipeline = load_with(
             replace(settings.loading, vae=request.vae),
             request.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from sfumato.pictures.source import ImageSource
 from sfumato.pipeline.request import Request, check_effect
 
 MAX_BYTES = 16 * 2**20
+STDIN = "-"
 
 _FIELDS = tuple(field.name for field in fields(Request))
 _SOURCES = ("init_image", "mask")
@@ -24,7 +26,8 @@ def requests_for(prompts: Sequence[str], prompts_file: Path | None, settings: Se
     """A request for each prompt given and each line of the file. `InvalidRequest` where there is none, or one is wrong.
 
     A `.jsonl` file holds an object of request fields a line, input pictures as paths relative to the file; every
-    other file a prompt a line, empty lines left out.
+    other file, and stdin for `-`, a prompt a line. There, lines that are empty or begin with `#` are left
+    out; a prompt that begins with that sign is written `\\#…`.
     """
     requests = [settings.request(prompt) for prompt in prompts]
     if prompts_file is not None:
@@ -36,7 +39,11 @@ def requests_for(prompts: Sequence[str], prompts_file: Path | None, settings: Se
 
 
 def _from_text(path: Path, settings: Settings) -> list[Request]:
-    return [settings.request(line.strip()) for line in _lines(path) if line.strip()]
+    lines = [line.strip() for line in _lines(path)]
+    prompts = [
+        line.removeprefix("\\") if line.startswith("\\#") else line for line in lines if line[:1] not in ("", "#")
+    ]
+    return [settings.request(prompt) for prompt in prompts]
 
 
 def _from_jsonl(path: Path, settings: Settings) -> list[Request]:
@@ -76,14 +83,24 @@ def _source(name: str, value: Any, folder: Path) -> ImageSource:
 
 
 def _lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises `InvalidRequest`, for a pipe too: it would be waited for without a word."""
+    name = "what stdin gave" if str(path) == STDIN else f"the prompts file {path}"
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        if path.is_fifo() and path.parts[:2] != (
+            "/",
+            "dev",
+        ):  # those of a shell's <(…) are there, and are being written
+            raise InvalidRequest(f"{name} is a pipe: write --prompts-file - and send the prompts to stdin")
+        if str(path) == STDIN:
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
         text = data.decode("utf-8-sig")
     except OSError as error:
-        raise InvalidRequest(f"the prompts file {path} can't be read: {error.strerror}") from error
+        raise InvalidRequest(f"{name} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the prompts file {path} is not UTF-8 text: save it as such") from error
+        raise InvalidRequest(f"{name} is not UTF-8 text: save it as such") from error
     if len(data) > MAX_BYTES:
-        raise InvalidRequest(f"the prompts file {path} is above the limit of {MAX_BYTES >> 20} MB: split it")
+        raise InvalidRequest(f"{name} is above the limit of {MAX_BYTES >> 20} MB: split it")
     return text.splitlines()

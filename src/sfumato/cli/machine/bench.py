@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -13,9 +13,10 @@ import typer
 
 from sfumato.cli.machine.bench_quality import Quality, show_quality, write_quality
 from sfumato.cli.models.inspect import readable
-from sfumato.cli.options.flags import Overwrite
+from sfumato.cli.options.flags import Json, Overwrite
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json, write_line
+from sfumato.errors import InvalidRequest
 from sfumato.files import user_path, write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from sfumato.bench.measure import Results, Row
 
 _WHAT, _HOW, _RESULTS = "What runs", "How it is measured", "Results"
-STDOUT = "-"
 
 
 @with_options(quality=Quality)
 def bench(
+    context: typer.Context,
     quality: Quality,
     model: Annotated[
         str,
@@ -89,12 +90,13 @@ def bench(
             rich_help_panel=_HOW,
         ),
     ] = None,
-    json_file: Annotated[
-        str | None,
+    out: Annotated[
+        Path | None,
         typer.Option(
-            "--json",
+            "--out",
+            "-o",
             metavar="FILE",
-            help="Everything that was measured; - is stdout.",
+            help="Everything that was measured, as JSON.",
             show_default=False,
             rich_help_panel=_RESULTS,
         ),
@@ -110,10 +112,11 @@ def bench(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Measure our engines beside diffusers, OpenVINO and stable-diffusion.cpp, each in its own process, in turns.
 
-    sfumato bench --model pocket --rounds 5 --json results.json --plot results.svg
+    sfumato bench --model pocket --rounds 5 --out results.json --plot results.svg
 
     sfumato bench --quality presets.png
     """
@@ -124,13 +127,15 @@ def bench(
     from sfumato.bench.subject import model_folder
     from sfumato.cli.images.destination import check_free, check_writable
 
-    written = (quality.sheet, json_file, plot_file)
-    files = [user_path(path) for path in written if path is not None and path != STDOUT]
+    if context.args:
+        out, as_json = _as_before(context.args, out, as_json)
+    files = [user_path(path) for path in (quality.sheet, out, None if quality.sheet else plot_file) if path is not None]
     for path in files:
         check_free(path, overwrite)
         check_writable(path.parent)
     if quality.sheet is not None:
-        _quality(model, quality, quality.sheet, json_file, overwrite=overwrite)
+        shown = show_quality(model, quality, quality.sheet, overwrite=overwrite)
+        _hand_out(shown, lambda: write_quality(shown), out, files, as_json, overwrite=overwrite)
         return
     plan = Plan(
         model=model,
@@ -157,30 +162,37 @@ def bench(
         from sfumato.bench.plot import plot
 
         write_bytes(user_path(plot_file), plot(made, plot_file.suffix.lower()), overwrite=overwrite)
-    if json_file == STDOUT:
+    _hand_out(made, lambda: _write(results), out, files, as_json, overwrite=overwrite)
+
+
+def _as_before(words: Sequence[str], out: Path | None, as_json: bool) -> tuple[Path | None, bool]:
+    """Read `--json FILE` as it was before `--out`: the switch with one word behind it, "-" for stdout.
+
+    Raises `InvalidRequest` for any other word.
+    """
+    if len(words) > 1 or not as_json or out is not None:
+        raise InvalidRequest(f"bench takes no word beside its options: leave out {' '.join(words)!r}")
+    return (None, True) if words[0] == "-" else (Path(words[0]), False)
+
+
+def _hand_out(
+    made: dict[str, Any],
+    show: Callable[[], None],
+    out: Path | None,
+    files: Sequence[Path],
+    as_json: bool,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write the document to its file, and give it, or what people read and the files' names, on stdout."""
+    if out is not None:
+        write_text(user_path(out), json.dumps(made, indent=2, ensure_ascii=False) + "\n", overwrite=overwrite)
+    if as_json:
         write_json(made)
         return
-    if json_file is not None:
-        _write_document(made, json_file, overwrite=overwrite)
-    _write(results)
+    show()
     for path in files:
         write_line(str(path))
-
-
-def _quality(model: str, options: Quality, sheet: Path, json_file: str | None, *, overwrite: bool) -> None:
-    made = show_quality(model, options, sheet, overwrite=overwrite)
-    if json_file == STDOUT:
-        write_json(made)
-        return
-    write_quality(made)
-    write_line(made["sheet"])
-    if json_file is not None:
-        _write_document(made, json_file, overwrite=overwrite)
-        write_line(str(user_path(json_file)))
-
-
-def _write_document(made: dict[str, Any], json_file: str, *, overwrite: bool) -> None:
-    write_text(user_path(json_file), json.dumps(made, indent=2, ensure_ascii=False) + "\n", overwrite=overwrite)
 
 
 def _words(text: str) -> list[str]:

@@ -220,6 +220,13 @@ LOAD_FLAGS = (
         panel=MODEL,
         switch=True,
     ),
+    Flag(
+        name="threads",
+        help="Of the processor; the last bits depend on it.",
+        panel=MODEL,
+        metavar="N",
+        default="one a core",
+    ),
     Flag(name="offline", help="Never use the network.", panel=MODEL, switch=True),
 )
 

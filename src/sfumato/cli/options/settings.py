@@ -23,6 +23,7 @@ from sfumato.runtime import logger
 FILE_NAME = "sfumato.toml"
 ENVIRONMENT = "SFUMATO_"
 MAX_BYTES = 2**20
+MAX_THREADS = 1024
 
 _OWN_TO_A_PICTURE = ("prompt", "init_image", "mask")
 
@@ -31,11 +32,12 @@ _OWN_TO_A_PICTURE = ("prompt", "init_image", "mask")
 class RunSettings:
     """How a model is loaded and its pictures are handed out: what isn't in a `Request`.
 
-    `deterministic` runs one picture at a time, whatever `options` says.
+    `deterministic` runs one picture at a time, whatever `options` says. `threads` None leaves torch its own number.
     """
 
     options: LoadOptions = field(default_factory=LoadOptions)
     deterministic: bool = False
+    threads: int | None = None
     safety: SafetyPolicy = "flag"
     watermark: bool = True
     out: str = "pictures"
@@ -44,11 +46,22 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_kinds(self)
         check_choice("safety", self.safety, SAFETY_POLICIES)
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise InvalidRequest(
+                f"threads {self.threads} must be a whole number from 1 to {MAX_THREADS}", field="threads"
+            )
 
     @property
     def loading(self) -> LoadOptions:
         """The options to load a model with."""
         return replace(self.options, batch_size=1) if self.deterministic else self.options
+
+    def use_threads(self) -> None:
+        """Have torch compute with so many threads, in this process."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
 
 
 # The VAE belongs to a request; a token has its own places.
@@ -60,7 +73,8 @@ KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), PRESET, *_K
 """What the environment and the files may set."""
 
 # Names in the environment that others than the settings read.
-_READ_ELSEWHERE = frozenset({"SFUMATO_HOME", "SFUMATO_MODEL_PATH", "SFUMATO_NO_KERNELS"})
+_INSTRUCTIONS = "SFUMATO_INSTRUCTIONS"
+_READ_ELSEWHERE = frozenset({"SFUMATO_HOME", "SFUMATO_MODEL_PATH", "SFUMATO_NO_KERNELS", _INSTRUCTIONS})
 _BENCHMARKS = "SFUMATO_BENCH_"
 
 
@@ -183,7 +197,14 @@ def unknown_names(environment: Mapping[str, str]) -> Mapping[str, str | None]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> Mapping[str, Any]:
-    """What is set there. A name that is none is told, and not an error: it may be another version's."""
+    """Read what is set there. A name that is none is told, and not an error: it may be another version's.
+
+    `InvalidRequest` for instructions that the kernels can't be compiled for: an engine would do without them.
+    """
+    if environment.get(_INSTRUCTIONS):
+        from sfumato.engines.native_build import INSTRUCTIONS
+
+        check_choice(_INSTRUCTIONS, environment[_INSTRUCTIONS], INSTRUCTIONS)
     for name, near in unknown_names(environment).items():
         logger.warning("%s is no setting%s", name, f": did you mean {near}?" if near else ", and not used")
     texts = {name: environment.get(ENVIRONMENT + name.upper()) for name in KEYS}
