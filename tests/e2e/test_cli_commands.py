@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 import sfumato
@@ -211,6 +211,31 @@ def test_inspect_reads_a_picture_once(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Path, "open", counted)
     document = json.loads(cli("inspect", "plain.png", "--json").out)
     assert document["program"] is None and opened.count("plain.png") == 1
+
+
+def test_inspect_reads_what_a_large_picture_says_and_not_its_pixels(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add(b"tEXt", b"parameters\0a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1", after_idat=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new("L", (4096, 8192)).save("large.png", pnginfo=info, exif=exif)
+    decoded: list[int] = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "load", lambda self: decoded.append(self.width * self.height) or load(self)
+    )
+    document = json.loads(cli("inspect", "large.png", "--json").out)
+    assert (document["width"], document["height"]) == (8192, 4096)
+    assert document["settings"]["prompt"] == "a cat"
+    assert sum(decoded) <= 1
+
+
+def test_inspect_of_what_is_no_model_is_one_line(cli: Cli, folder: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, "w.ckpt")
+    outcome = cli("inspect", "w.ckpt")
+    assert outcome.code == 1 and len(outcome.err.splitlines()) == 1
 
 
 def test_inspect_and_convert_a_model(cli: Cli) -> None:

@@ -49,6 +49,12 @@ HOSTILE = {
     "a number for a dtype": made({"w": entry(32)}, DATA),
     "a list for a dtype": made({"w": entry(["F32"])}, DATA),
     "negative size": made({"w": entry(shape=[-2])}, DATA),
+    "size of minus zero": made(b'{"w": {"dtype": "F32", "shape": [-0], "data_offsets": [0, 0]}}'),
+    "offset of minus zero": made(b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [-0, 8]}}', DATA),
+    "half a character for a name": made(b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', DATA),
+    "half a character in metadata": made(
+        b'{"__metadata__": {"a": "\\udc00"}, "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', DATA
+    ),
     "fractional size": made({"w": entry(shape=[2.0])}, DATA),
     "boolean size": made({"w": entry(shape=[2, True])}, DATA),
     "size that wraps": made({"w": entry(shape=[2**62 + 2, 4])}, DATA),

@@ -121,13 +121,12 @@ def _open_folder(path: Path, vae: Path | None, ema: bool, variant: str | None, s
 
 def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, stack: ExitStack) -> ModelFiles:
     checkpoint = stack.enter_context(open_checkpoint(path))
-    _warn_of_strangers(checkpoint)
     described = _described(checkpoint)
     with naming(path):
         unet_config, vae_config, text_config = _configs(checkpoint, described, with_vae=vae is None)
         averaged = ema and compvis.has_ema(checkpoint.tensors)
         with empty_modules():
-            return ModelFiles(
+            files = ModelFiles(
                 path=path,
                 layout="compvis",
                 unet=matched(
@@ -153,6 +152,8 @@ def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, sta
                 guidance_scale=_guidance_scale(checkpoint.metadata.get(GUIDANCE_KEY), path),
                 ema=averaged,
             )
+    _warn_of_strangers(checkpoint)  # of a model: what is none has an error of its own
+    return files
 
 
 def _guidance_scale(written: object, where: Path) -> float | None:

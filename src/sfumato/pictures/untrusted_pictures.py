@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.source import ImageSource
@@ -66,6 +66,34 @@ def reading(data: bytes, name: str) -> Iterator[Image.Image]:
         raise InvalidRequest(f"{name} is above the limit of {MAX_PIXELS:,} pixels: give a smaller picture") from error
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every built-in exception
         raise InvalidRequest(f"{name} is a damaged picture ({_one_line(error)}): save or download it again") from error
+
+
+def upright_size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height of a picture file's bytes, turned as `decode_picture` turns it, without decoding it."""
+    with reading(data, name) as picture:
+        width, height = picture.size
+    with reading(without_pixels(data), name) as picture:
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
+
+
+def without_pixels(data: bytes) -> bytes:
+    """Give a PNG one pixel in the place of its own, and leave all that it says; other formats are given as they are.
+
+    To read what a PNG says after its pixels, Pillow decodes them.
+    """
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    said, start = [], 8
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] in (b"tEXt", b"zTXt", b"iTXt", b"eXIf"):
+            said.append(data[start:end])
+        start = end
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, "PNG")
+    pixel = file.getvalue()
+    return pixel[:33] + b"".join(said) + pixel[33:]  # after the signature and the header
 
 
 def read_bounded(path: Path) -> bytes:

@@ -75,13 +75,21 @@ def bounded_json(text: bytes, *, where: str) -> dict[str, Any]:
         if len(mapping) != len(pairs):
             twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
             raise CheckpointError(f"{where} names {twice[:80]!r} twice")
+        for text in (text for pair in pairs for text in pair if isinstance(text, str)):
+            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise CheckpointError(f"{where} has half a character in {text[:80]!a}: it is not valid text")
         return mapping
+
+    def whole(digits: str) -> int:
+        if digits == "-0":  # 0 to Python, and no size to the format's own reader
+            raise CheckpointError(f"{where} has the number -0, which is no size")
+        return int(digits)
 
     def no_constant(name: str) -> NoReturn:
         raise CheckpointError(f"{where} has {name}, which is not JSON")
 
     try:
-        value = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=no_constant)
+        value = json.loads(text.decode(), object_pairs_hook=unique, parse_int=whole, parse_constant=no_constant)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where} is not UTF-8 text (byte {error.start})") from error
     except (ValueError, RecursionError) as error:

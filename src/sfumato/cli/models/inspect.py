@@ -51,18 +51,19 @@ def show_model(name: Annotated[str, typer.Argument(metavar="NAME", show_default=
 
 
 def _picture(path: Path) -> dict[str, Any]:
-    from sfumato.pictures.untrusted_pictures import decode_picture, read_bounded
+    from sfumato.pictures.untrusted_pictures import read_bounded, upright_size, without_pixels
     from sfumato.pipeline.metadata import parameters_of, provenance_of
 
     data, name = read_bounded(path), str(path)
-    picture = decode_picture(data, name)
+    width, height = upright_size(data, name)
     about: dict[str, Any] = {
         "kind": "picture",
         "path": name,
-        "width": picture.width,
-        "height": picture.height,
+        "width": width,
+        "height": height,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
+    data = without_pixels(data)
     if (provenance := provenance_of(data, name)) is not None:
         return about | {"program": "sfumato", "settings": json.loads(provenance.to_json())}
     if (other := _other_dialect(data, name)) is not None:
