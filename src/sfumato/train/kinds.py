@@ -14,8 +14,8 @@ from sfumato.errors import InvalidConfig
 from sfumato.toml_files import from_values
 from sfumato.train.forecast import Plan
 from sfumato.train.optim.posthoc_ema import reconstruct
-from sfumato.train.runs.conduct import Trained
 from sfumato.train.runs.run_weights import RunWeights, newest_of_run
+from sfumato.train.runs.train_and_publish import Trained
 from sfumato.train.runs.train_autoencoder import export_autoencoder, plan_autoencoder, train_autoencoder
 from sfumato.train.runs.train_clip import export_clip, plan_clip, train_clip
 from sfumato.train.runs.train_diffusion import export_diffusion, plan_diffusion, train_diffusion

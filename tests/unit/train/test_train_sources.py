@@ -11,7 +11,7 @@ from sfumato.data.shard_writer import as_stored, write_shards
 from sfumato.errors import DataError, InvalidConfig
 from sfumato.pocket.dataset.emoji import open_emoji
 from sfumato.pocket.dataset.scenes import SceneSet
-from sfumato.train.forecast import forecast
+from sfumato.train.forecast import Plan, forecast
 from sfumato.train.inputs.draws import Draws
 from sfumato.train.inputs.training_data import DataConfig, differently_called, open_pictures, split, spread
 from support.made_data import emoji_set, pictures
@@ -78,7 +78,7 @@ def test_a_forecast_counts_what_autograd_keeps() -> None:
     task = ToyTask(config)
     draws = Draws(config.run.seed, 0, range(config.run.batch // config.run.accumulate))
     batch = task.load(draws)
-    found = forecast(task, config.run, batch)
+    found = forecast(Plan(task=task, run=config.run, batch=batch))
     module = task.build()
     own = {parameter.data_ptr() for parameter in module.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -96,5 +96,5 @@ def test_a_forecast_counts_what_autograd_keeps() -> None:
     assert sum(found.parameters.values()) == found.learning == parameters
     assert (found.memory.gradients, found.memory.optimizer) == (4 * parameters, 8 * parameters)
     several = toy_config(ema_decays=(0.5,), ema_sigma_rels=(0.05, 0.1)).run
-    assert forecast(task, several, batch).memory.average == 4 * found.memory.weights
+    assert forecast(Plan(task=task, run=several, batch=batch)).memory.average == 4 * found.memory.weights
     assert found.samples == config.run.steps * config.run.batch

@@ -18,6 +18,7 @@ from sfumato.cli.train.train_options import (
     TokenizerOf,
     chosen_preset,
     given_config,
+    run_option,
     write_config,
 )
 from sfumato.cli.train.train_recipe import recipe
@@ -54,23 +55,16 @@ def diffusion(
     config: ConfigFile = None,
     autoencoder: Annotated[
         str | None,
-        typer.Option(
-            "--autoencoder",
-            "-a",
-            metavar="MODEL",
-            help="A model, a vae folder or file, or a run of train autoencoder.",
-            rich_help_panel="Run",
-            show_default=False,
+        run_option(
+            "--autoencoder", "-a", metavar="MODEL", help="A model, a vae folder or file, or a run of train autoencoder."
         ),
     ] = None,
     text_encoder: Annotated[
         str | None,
-        typer.Option(
+        run_option(
             "--text-encoder",
             metavar="MODEL",
             help="Take this model's, which must know its words already if it doesn't learn.",
-            rich_help_panel="Run",
-            show_default=False,
         ),
     ] = None,
     tokenizer: TokenizerOf = None,
@@ -81,17 +75,8 @@ def diffusion(
 
     sfumato train diffusion diffusion.toml --data pictures --autoencoder autoencoder --out painter
     """
-    _train(
-        "diffusion",
-        options,
-        planned,
-        config,
-        print_config,
-        autoencoder=autoencoder,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        start=start,
-    )
+    parts = {"autoencoder": autoencoder, "text_encoder": text_encoder, "tokenizer": tokenizer, "start": start}
+    _train("diffusion", options, planned, config, print_config, **parts)
 
 
 @train.command()
@@ -135,9 +120,9 @@ def _train(
         plan = KINDS[kind].plan(training, options.out, parts.get("tokenizer"), parts["start"])
         write_forecast(plan, planned, options)
         return
-    from sfumato.cli.train.train_run import conduct
+    from sfumato.cli.train.train_run import train_and_tell
 
-    conduct(kind, training, options, parts)
+    train_and_tell(kind, training, options, parts)
 
 
 train.command()(recipe)

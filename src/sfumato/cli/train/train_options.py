@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -17,35 +18,25 @@ from sfumato.errors import InvalidConfig, InvalidRequest
 T = TypeVar("T")
 
 ALL = "all"  # stages of a recipe, one after the other
-_RUN, _BEFORE = "Run", "Before the run"
+run_option = partial(typer.Option, rich_help_panel="Run", show_default=False)
+_before = partial(typer.Option, rich_help_panel="Before the run", show_default=False)
 
 ConfigFile = Annotated[
     Path | None,
     typer.Argument(metavar="CONFIG.toml", help="Options. A run that goes on has its own.", show_default=False),
 ]
-Start = Annotated[
-    str | None,
-    typer.Option(metavar="RUN|MODEL", help="First weights.", rich_help_panel=_RUN, show_default=False),
-]
+Start = Annotated[str | None, run_option(metavar="RUN|MODEL", help="First weights.")]
 TokenizerOf = Annotated[
     str | None,
-    typer.Option(
+    run_option(
         "--tokenizer",
         metavar="MODEL",
         help="A model, or a folder with vocab.json and merges.txt. [dim]\\[v1's][/dim]",
-        rich_help_panel=_RUN,
-        show_default=False,
     ),
 ]
 PrintConfig = Annotated[
     str | None,
-    typer.Option(
-        "--print-config",
-        metavar="NAME",
-        help="Write a config to begin with: v1, small; of clip, retriever too.",
-        rich_help_panel=_BEFORE,
-        show_default=False,
-    ),
+    _before("--print-config", metavar="NAME", help="Write a config to begin with: v1, small; of clip, retriever too."),
 ]
 
 
@@ -55,37 +46,16 @@ class RunOptions:
 
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Pictures with captions, WebDataset shards, or the emoji set's shards.",
-            rich_help_panel=_RUN,
-            show_default=False,
-        ),
+        run_option(metavar="FOLDER", help="Pictures with captions, WebDataset shards, or the emoji set's shards."),
     ] = None
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Its folder.", rich_help_panel=_RUN)] = Path(
-        "run"
-    )
+    out: Annotated[Path, run_option("--out", "-o", metavar="RUN", help="Its folder.", show_default=True)] = Path("run")
     minutes: Annotated[
-        float | None,
-        typer.Option(
-            metavar="N",
-            help="Stop after so many, with a checkpoint.",
-            rich_help_panel=_RUN,
-            show_default=False,
-            min=0.0,
-        ),
+        float | None, run_option(metavar="N", help="Stop after so many, with a checkpoint.", min=0.0)
     ] = None
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N, mps.", rich_help_panel=_RUN)] = (
-        "auto"
-    )
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Of the CPU. [dim]\\[torch's][/dim]", rich_help_panel=_RUN, show_default=False, min=1
-        ),
-    ] = None
+    device: Annotated[str, run_option(metavar="NAME", help="auto, cpu, cuda, cuda:N, mps.", show_default=True)] = "auto"
+    threads: Annotated[int | None, run_option(metavar="N", help="Of the CPU. [dim]\\[torch's][/dim]", min=1)] = None
     as_json: Annotated[
-        bool, typer.Option("--json", metavar="", help="One JSON document on stdout.", rich_help_panel=_RUN)
+        bool, run_option("--json", metavar="", help="One JSON document on stdout.", show_default=True)
     ] = False
 
     def again(self, command: str) -> str:
@@ -99,53 +69,19 @@ class DryRunOptions:
     """What is known of the machines that a run is planned for."""
 
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", metavar="", help="Say what it would take, and train nothing.", rich_help_panel=_BEFORE
-        ),
+        bool, _before("--dry-run", metavar="", help="Say what it would take, and train nothing.", show_default=True)
     ] = False
     images_per_second: Annotated[
         float | None,
-        typer.Option(
-            metavar="X",
-            help="Of a device. [dim]\\[measured here, if the model is small][/dim]",
-            rich_help_panel=_BEFORE,
-            show_default=False,
-            min=1e-9,
-        ),
+        _before(metavar="X", help="Of a device. [dim]\\[measured here, if the model is small][/dim]", min=1e-9),
     ] = None
-    devices: Annotated[int, typer.Option(metavar="N", help="How many.", rich_help_panel=_BEFORE, min=1)] = 1
-    price: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="A device and hour.", rich_help_panel=_BEFORE, show_default=False, min=0.0),
-    ] = None
-    hardware: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Device, as 'A100 SXM4 40GB'.", rich_help_panel=_BEFORE, show_default=False),
-    ] = None
-    watts: Annotated[
-        float | None,
-        typer.Option(metavar="W", help="A device's power.", rich_help_panel=_BEFORE, show_default=False),
-    ] = None
-    region: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Its grid, as aws/us-east-1.", rich_help_panel=_BEFORE, show_default=False),
-    ] = None
-    intensity: Annotated[
-        float | None,
-        typer.Option(
-            metavar="KG", help="The grid's kg CO2eq a kWh, if known.", rich_help_panel=_BEFORE, show_default=False
-        ),
-    ] = None
-    pue: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Energy of the data centre over its computers'.",
-            rich_help_panel=_BEFORE,
-            show_default=False,
-        ),
-    ] = None
+    devices: Annotated[int, _before(metavar="N", help="How many.", min=1, show_default=True)] = 1
+    price: Annotated[float | None, _before(metavar="X", help="A device and hour.", min=0.0)] = None
+    hardware: Annotated[str | None, _before(metavar="NAME", help="Device, as 'A100 SXM4 40GB'.")] = None
+    watts: Annotated[float | None, _before(metavar="W", help="A device's power.")] = None
+    region: Annotated[str | None, _before(metavar="NAME", help="Its grid, as aws/us-east-1.")] = None
+    intensity: Annotated[float | None, _before(metavar="KG", help="The grid's kg CO2eq a kWh, if known.")] = None
+    pue: Annotated[float | None, _before(metavar="X", help="Energy of the data centre over its computers'.")] = None
 
 
 def chosen_preset(presets: Mapping[str, T], name: str) -> T:

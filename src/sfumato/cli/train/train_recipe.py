@@ -11,7 +11,7 @@ import typer
 from sfumato.choices import check_choice
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json
-from sfumato.cli.train.train_options import ALL, DryRunOptions, RunOptions
+from sfumato.cli.train.train_options import ALL, DryRunOptions, RunOptions, run_option
 from sfumato.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -32,28 +32,16 @@ def recipe(
     ],
     stage: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Run this one, in RUN/NAME; all: pocket's, as far as --minutes go, and RUN/model.",
-            rich_help_panel="Run",
-            show_default=False,
+        run_option(
+            metavar="NAME", help="Run this one, in RUN/NAME; all: pocket's, as far as --minutes go, and RUN/model."
         ),
     ] = None,
-    autoencoder: Annotated[
-        str | None,
-        typer.Option("--autoencoder", "-a", metavar="MODEL", rich_help_panel="Run", show_default=False),
-    ] = None,
-    text_encoder: Annotated[
-        str | None,
-        typer.Option("--text-encoder", metavar="MODEL", rich_help_panel="Run", show_default=False),
-    ] = None,
+    autoencoder: Annotated[str | None, run_option("--autoencoder", "-a", metavar="MODEL")] = None,
+    text_encoder: Annotated[str | None, run_option("--text-encoder", metavar="MODEL")] = None,
     start: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Go on from this model's folder: pocket's later stages need nothing else then.",
-            rich_help_panel="Run",
-            show_default=False,
+        run_option(
+            metavar="MODEL", help="Go on from this model's folder: pocket's later stages need nothing else then."
         ),
     ] = None,
 ) -> None:
@@ -131,7 +119,7 @@ def _run(
     text_encoder: str | None,
 ) -> None:
     from sfumato.cli.train.train_dry_run import write_forecast
-    from sfumato.cli.train.train_run import conduct
+    from sfumato.cli.train.train_run import train_and_tell
     from sfumato.train.checkpoints import is_begun
     from sfumato.train.kinds import KINDS
 
@@ -151,6 +139,6 @@ def _run(
         )
     own = replace(options, out=options.out / name)
     before = None if start is None else str(start)
-    conduct(
+    train_and_tell(
         "diffusion", stage.training, own, {"autoencoder": autoencoder, "text_encoder": text_encoder, "start": before}
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sfumato.cli.train.train_options import RunOptions
 
 
-def conduct(kind: str, training: Any, options: RunOptions, parts: Mapping[str, str | None]) -> None:
+def train_and_tell(kind: str, training: Any, options: RunOptions, parts: Mapping[str, str | None]) -> None:
     """Train, and say what came of it; `parts` are what the run is begun with, by the names of models or runs.
 
     Raises `Cancelled`, which says how to go on, when Ctrl-C stopped it, and what the kind's `train` raises.

@@ -17,9 +17,9 @@ from sfumato.train.inputs.draws import Draws
 from sfumato.train.inputs.image_tensors import scaled
 from sfumato.train.inputs.training_data import open_pictures, spread
 from sfumato.train.runs.autoencoders import load_autoencoder
-from sfumato.train.runs.conduct import Trained, conduct
 from sfumato.train.runs.run_weights import RunWeights
 from sfumato.train.runs.starting_weights import autoencoder_weights
+from sfumato.train.runs.train_and_publish import Trained, train_and_publish
 from sfumato.train.tasks.autoencoder_task import AutoencoderTask, AutoencoderTraining, TrainedAutoencoder
 from sfumato.train.tasks.whitening import channel_statistics, whiten
 
@@ -53,7 +53,7 @@ def train_autoencoder(
             whiten(autoencoder, channel_statistics(autoencoder, _crops(task, config)))
         publish_autoencoder(autoencoder, model, dtype=torch.float32, overwrite=True)
 
-    return conduct(
+    return train_and_publish(
         task,
         config,
         folder,

@@ -15,10 +15,10 @@ from sfumato.progress import Cancellation, OnProgress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.train.forecast import NoData, Plan
 from sfumato.train.inputs.training_data import differently_called, open_pictures
-from sfumato.train.runs.conduct import Trained, conduct
 from sfumato.train.runs.run_weights import RunWeights
 from sfumato.train.runs.starting_weights import clip_weights
 from sfumato.train.runs.tokenizers import keep_tokenizer, tokenizer_files, tokenizer_folder
+from sfumato.train.runs.train_and_publish import Trained, train_and_publish
 from sfumato.train.tasks.clip_task import CANDIDATES, ClipTask, ClipTraining
 
 
@@ -47,7 +47,7 @@ def train_clip(
         assert isinstance(module, Clip)
         publish_clip(module, tokenizer_folder(folder), model, overwrite=True)
 
-    return conduct(
+    return train_and_publish(
         ClipTask(config, pictures.training, words, held_out),
         config,
         folder,

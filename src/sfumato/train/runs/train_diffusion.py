@@ -27,10 +27,10 @@ from sfumato.train.runs.autoencoders import (
     kept_autoencoder,
     load_autoencoder,
 )
-from sfumato.train.runs.conduct import Trained, conduct
 from sfumato.train.runs.run_weights import RunWeights
 from sfumato.train.runs.starting_weights import Weights, diffusion_weights, text_encoder_weights
 from sfumato.train.runs.tokenizers import keep_tokenizer, tokenizer_files, tokenizer_folder
+from sfumato.train.runs.train_and_publish import Trained, train_and_publish
 from sfumato.train.tasks.diffusion_task import (
     DiffusionTask,
     DiffusionTraining,
@@ -84,7 +84,7 @@ def train_diffusion(
         publish_diffusion(module, config, vae.cpu(), tokenizer_folder(folder), model, overwrite=True)
 
     validation = Validation(samples=latents.held_out, prompts=config.prompts, decode=decode)
-    return conduct(
+    return train_and_publish(
         DiffusionTask(config, latents.training, words, validation),
         config,
         folder,

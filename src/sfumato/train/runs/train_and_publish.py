@@ -28,7 +28,7 @@ class Trained:
     model: Path | None
 
 
-def conduct(
+def train_and_publish(
     task: Task,
     config: TaskConfig,
     folder: Path,
