@@ -1,7 +1,7 @@
 """Aspect-ratio buckets: pictures of like shape are batched together, so that none need be cut to a square.
 
 As NovelAI described them (2022): sizes of about one area, each side a multiple; a picture goes to the size nearest to
-its own shape. Which pictures make up which batch, and the order of the batches, depend on seed and epoch alone.
+its own shape.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sfumato.data.counter_rng import Stream
 from sfumato.errors import InvalidRequest
 
 
@@ -24,14 +23,6 @@ class Bucket:
     @property
     def aspect(self) -> float:
         return self.width / self.height
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """The samples (by number) that are trained on together, all at the bucket's size."""
-
-    bucket: Bucket
-    indices: tuple[int, ...]
 
 
 def make_buckets(side: int, *, multiple: int = 64, max_aspect: float = 2.0) -> tuple[Bucket, ...]:
@@ -55,24 +46,3 @@ def bucket_of(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
     """The bucket of nearest shape, by the ratio of aspect ratios; of two as near, the wider."""
     aspect = math.log(width / height)
     return min(buckets, key=lambda bucket: (abs(math.log(bucket.aspect) - aspect), -bucket.aspect))
-
-
-def make_batches(
-    sizes: Sequence[tuple[int, int]], buckets: Sequence[Bucket], batch_size: int, *, seed: int, epoch: int
-) -> tuple[Batch, ...]:
-    """One epoch's batches for pictures of these (width, height). Every picture is in exactly one of them.
-
-    A bucket's last batch is short where its pictures don't divide evenly; nothing is dropped or repeated.
-    """
-    if batch_size < 1:
-        raise InvalidRequest(f"batch_size {batch_size} must be at least 1")
-    members: dict[Bucket, list[int]] = {}
-    for index, (width, height) in enumerate(sizes):
-        members.setdefault(bucket_of(width, height, buckets), []).append(index)
-    batches = []
-    for bucket, indices in members.items():
-        order = Stream("bucket", seed, epoch, bucket.width, bucket.height).shuffled(indices)
-        batches += [
-            Batch(bucket=bucket, indices=tuple(order[i : i + batch_size])) for i in range(0, len(order), batch_size)
-        ]
-    return tuple(Stream("batches", seed, epoch).shuffled(batches))

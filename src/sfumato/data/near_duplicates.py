@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfumato.data.samples import Dataset
 from sfumato.data.transforms import on_background
 from sfumato.errors import InvalidRequest
 
@@ -58,14 +57,6 @@ def without_near_duplicates(hashes: Sequence[Hash], most: int) -> list[int]:
         for seen, key in zip(met, keys, strict=True):
             seen[key].append(value)
     return kept
-
-
-def distinct_samples(dataset: Dataset, most: int) -> list[int]:
-    """The samples of a data set without near-duplicates, to be given to `write_shards`.
-
-    The hash sees no colour: a set of photographs loses copies, the emoji would lose the blue circle to the red one.
-    """
-    return without_near_duplicates([perceptual_hash(dataset.sample(i).picture) for i in range(len(dataset))], most)
 
 
 def _cosines() -> NDArray[np.float64]:

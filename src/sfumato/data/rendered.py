@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sfumato.data.process_pool import process_pool
 from sfumato.data.samples import Dataset, Record, Sample
-from sfumato.data.sharing_processes import process_pool
 from sfumato.data.transforms import Pixels, on_background, to_pixels
 from sfumato.errors import DataError
 from sfumato.files import atomic_folder, make_folder

@@ -150,12 +150,3 @@ def _check_shard(dataset: ShardSet, number: int) -> None:
     scanned, rows = tar_index.scan(shard.path), dataset.rows(number)
     if scanned.dtype != rows.dtype or scanned.tobytes() != rows.tobytes():
         raise DataError(f"{shard.path} is not as its index says: make the set again")
-
-
-def licenses_of(dataset: Dataset) -> dict[str, set[str]]:
-    """For each license the sources it was given by, as those who pass the pictures on must credit them."""
-    found: dict[str, set[str]] = {}
-    for index in range(len(dataset)):
-        fields = dataset.record(index).fields
-        found.setdefault(str(fields.get("license", "unknown")), set()).add(str(fields.get("source", "unknown")))
-    return found

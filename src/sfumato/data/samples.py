@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from sfumato.data.counter_rng import Stream
 from sfumato.errors import DataError
 
 CAPTION_FIELDS = ("captions", "caption", "text")
@@ -83,13 +82,6 @@ class StoredSubset(Subset):
 
     def picture_bytes(self, index: int) -> bytes:
         return self.dataset.picture_bytes(self.indices[index])
-
-
-def choose_caption(record: Record, stream: Stream) -> str:
-    """One of the sample's captions. `DataError` where it has none."""
-    if not record.captions:
-        raise DataError(f"sample {record.key!r} has no caption: give it one, or leave the sample out")
-    return stream.choice(record.captions)
 
 
 def parse_fields(data: bytes, name: str) -> dict[str, Any]:

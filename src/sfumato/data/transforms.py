@@ -1,4 +1,4 @@
-"""What happens to a picture between its file and the model: background, square, crop, mirror. Pure functions."""
+"""What happens to a picture between its file and the model: background, square, crop. Pure functions."""
 
 from __future__ import annotations
 
@@ -57,11 +57,6 @@ def fitted(
     )
     left, top = draw(across - width), draw(down - height)
     return covering.crop((left, top, left + width, top + height))
-
-
-def mirrored(picture: Image.Image, stream: Stream, *, allowed: bool) -> Image.Image:
-    """The picture or, for half the streams and only if allowed, its mirror image. The stream advances either way."""
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if stream.chance(0.5) and allowed else picture
 
 
 def to_pixels(picture: Image.Image) -> Pixels:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sfumato.data.decoding import decode
 from sfumato.data.folder import PictureFolder, open_folder
-from sfumato.data.near_duplicates import distinct_samples
+from sfumato.data.near_duplicates import perceptual_hash, without_near_duplicates
 from sfumato.data.shard_writer import as_stored, write_shards
 from sfumato.errors import DataError
 from support.made_data import noise, png
@@ -111,7 +111,7 @@ def similar(tmp_path: Path) -> PictureFolder:
 
 def test_near_duplicates_are_left_out(tmp_path: Path) -> None:
     found = similar(tmp_path)
-    kept = distinct_samples(found, 6)
+    kept = without_near_duplicates([perceptual_hash(found.sample(i).picture) for i in range(len(found))], 6)
     written = write_shards(found, as_stored(found), tmp_path / "shards", name="x", indices=kept)
     assert [written.record(i).key for i in range(len(written))] == ["a", "d"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.data.sharing_processes import process_pool
+from sfumato.data.process_pool import process_pool
 
 WAITING = """
 import multiprocessing, time
-from sfumato.data.sharing_processes import process_pool
+from sfumato.data.process_pool import process_pool
 
 if __name__ == "__main__":
     with process_pool(2, int) as pool:

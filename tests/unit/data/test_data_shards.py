@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.data.counter_rng import Stream
 from sfumato.data.reports import stats, verify
-from sfumato.data.samples import Sample, Subset, choose_caption
+from sfumato.data.samples import Sample, Subset
 from sfumato.data.shard_writer import _free_name, as_stored, as_webp, write_shards
 from sfumato.data.shards import ShardSet, index_path, open_shards
 from sfumato.errors import DataError, InvalidRequest, OutputError
@@ -196,18 +195,6 @@ def test_a_set_is_not_replaced_by_accident(shards: ShardSet, tmp_path: Path) -> 
         write_shards(source, as_stored(source), tmp_path / "set", name="x")
     assert len(open_shards(tmp_path / "set")) == 25
     assert len(write_shards(source, as_stored(source), tmp_path / "set", name="x", overwrite=True)) == 2
-
-
-def test_captions_are_drawn_evenly_and_must_be_there() -> None:
-    record = pictures(1).record(0)
-    drawn = {
-        choose_caption(Sample(key="a", captions=("x", "y"), fields={}, picture=noise(2, 2, 0)), Stream(i))
-        for i in range(50)
-    }
-    assert drawn == {"x", "y"}
-    assert choose_caption(record, Stream()) == "number 0"
-    with pytest.raises(DataError, match="sample 'b' has no caption"):
-        choose_caption(Sample(key="b", captions=(), fields={}, picture=noise(2, 2, 0)), Stream())
 
 
 def test_the_figures_of_a_set(shards: ShardSet) -> None:

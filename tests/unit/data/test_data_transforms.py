@@ -1,4 +1,4 @@
-"""Backgrounds, resizing, crops, mirrors and buckets against Pillow, formulas written out, and what must always hold."""
+"""Backgrounds, resizing, crops and buckets against Pillow, formulas written out, and what must always hold."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from sfumato.data.buckets import Bucket, bucket_of, make_batches, make_buckets
+from sfumato.data.buckets import Bucket, bucket_of, make_buckets
 from sfumato.data.counter_rng import Stream
-from sfumato.data.transforms import fitted, mirrored, on_background, resized, to_pixels
+from sfumato.data.transforms import fitted, on_background, resized, to_pixels
 from sfumato.errors import InvalidRequest
 from support.made_data import noise
 
@@ -77,17 +77,6 @@ def test_crops_are_drawn_from_everywhere() -> None:
     assert to_pixels(fitted(ramp, 10, 10))[0, 0, 0] == 5
 
 
-def test_half_are_mirrored_and_only_where_allowed() -> None:
-    picture = noise(4, 4, 0)
-    flipped = [mirrored(picture, Stream(i), allowed=True).tobytes() != picture.tobytes() for i in range(400)]
-    assert 150 < sum(flipped) < 250
-    first, second = Stream("a"), Stream("a")
-    assert all(mirrored(picture, first, allowed=False).tobytes() == picture.tobytes() for _ in range(50))
-    for _ in range(50):
-        mirrored(picture, second, allowed=True)
-    assert first.bits64() == second.bits64()
-
-
 def test_the_buckets_of_512_by_64() -> None:
     sizes = [(bucket.width, bucket.height) for bucket in make_buckets(512)]
     assert sizes == [(384, 640), (448, 576), (512, 512), (576, 448), (640, 384)]
@@ -106,29 +95,13 @@ def test_buckets_are_as_large_as_the_area_allows(factor: int, multiple: int, max
         assert bucket.width % multiple == bucket.height % multiple == 0
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), max_size=40), st.integers(1, 7), st.integers(0, 3)
-)
-def test_every_picture_is_in_one_batch_of_its_shape(sizes: list[tuple[int, int]], batch_size: int, epoch: int) -> None:
+@given(st.integers(1, 4000), st.integers(1, 4000))
+def test_every_picture_goes_to_the_bucket_nearest_to_its_shape(width: int, height: int) -> None:
     buckets = make_buckets(512)
-    batches = make_batches(sizes, buckets, batch_size, seed=1, epoch=epoch)
-    assert sorted(i for batch in batches for i in batch.indices) == list(range(len(sizes)))
-    assert batches == make_batches(sizes, buckets, batch_size, seed=1, epoch=epoch)
-    short = Counter(batch.bucket for batch in batches if len(batch.indices) < batch_size)
-    assert all(count == 1 for count in short.values())
-    for batch in batches:
-        for index in batch.indices:
-            width, height = sizes[index]
-            ratios = [max(b.aspect * height / width, width / height / b.aspect) for b in buckets]
-            mine = max(batch.bucket.aspect * height / width, width / height / batch.bucket.aspect)
-            assert mine <= min(ratios) * (1 + 1e-9)
-            assert bucket_of(width, height, buckets) == batch.bucket
-
-
-def test_epochs_and_seeds_have_other_orders() -> None:
-    sizes = [(100, 100)] * 64
-    orders = {make_batches(sizes, make_buckets(64), 8, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)}
-    assert len(orders) == 4
+    chosen = bucket_of(width, height, buckets)
+    ratios = [max(b.aspect * height / width, width / height / b.aspect) for b in buckets]
+    mine = max(chosen.aspect * height / width, width / height / chosen.aspect)
+    assert mine <= min(ratios) * (1 + 1e-9)
 
 
 def test_buckets_that_cannot_be() -> None:
@@ -136,5 +109,3 @@ def test_buckets_that_cannot_be() -> None:
         make_buckets(100)
     with pytest.raises(InvalidRequest, match=r"max_aspect 0\.5"):
         make_buckets(64, max_aspect=0.5)
-    with pytest.raises(InvalidRequest, match="batch_size 0"):
-        make_batches([(1, 1)], make_buckets(64), 0, seed=0, epoch=0)

@@ -25,15 +25,6 @@ HELD_OUT_PICTURES = 0.03  # of the other pictures: what it has seen in another s
 Split = Literal["train", "held-out-label", "held-out-picture"]
 
 _TAGS_SAID = 3
-_NEVER_MIRRORED_GROUPS = frozenset({None, "flags", "symbols"})
-_NEVER_MIRRORED_SUBGROUPS = frozenset({
-    "time", "alphanum", "av-symbol", "arrow", "keycap", "punctuation", "book-paper", "computer", "office", "money",
-    "mail", "place-map", "warning", "transport-ground", "transport-sign", "award-medal", "hand-single-finger",
-    "hand-fingers-closed", "place-building",
-})  # fmt: skip
-_DIRECTIONS = frozenset({
-    "left", "right", "leftwards", "rightwards", "left-facing", "right-facing",
-})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +45,6 @@ class Subject:
     def noun(self) -> Noun:
         """What to call it."""
         return noun(self.label, self.group, self.subgroup)
-
-    @property
-    def mirrorable(self) -> bool:
-        """Whether its mirror image is as true: nothing written, nothing that points left or right by name."""
-        return (
-            self.group not in _NEVER_MIRRORED_GROUPS
-            and self.subgroup not in _NEVER_MIRRORED_SUBGROUPS
-            and _DIRECTIONS.isdisjoint(self.label.replace("-", " ").split())
-        )
 
 
 class EmojiSet:

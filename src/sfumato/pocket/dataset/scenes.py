@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from PIL import Image
 
-from sfumato.data.counter_rng import Stream, share
-from sfumato.data.permutation import order_key, permuted
+from sfumato.data.counter_rng import Stream, order_key, permuted, share
 from sfumato.data.samples import Dataset, Record, Sample
 from sfumato.data.transforms import Colour, Pixels
 from sfumato.errors import DataError, InvalidRequest

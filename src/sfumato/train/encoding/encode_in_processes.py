@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.sharing_processes import process_pool
+from sfumato.data.process_pool import process_pool
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.train.encoding.encode_dataset import Count, Encoding, WriteParts, encode_here
 

@@ -6,7 +6,7 @@ import bisect
 import itertools
 from collections.abc import Sequence
 
-from sfumato.data.permutation import order_key, permuted
+from sfumato.data.counter_rng import order_key, permuted
 
 
 def sample_index(number: int, size: int, seed: int) -> int:

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sfumato.data.counter_rng import Stream, share
-from sfumato.data.permutation import order_key, permuted
+from sfumato.data.counter_rng import Stream, order_key, permuted, share
 
 
 def test_the_numbers_are_blake2b_in_counter_mode() -> None:
