@@ -11,7 +11,7 @@ from sfumato import Pipeline, load_pipeline
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import Pixels, psnr
 from sfumato.pipeline.presets import PRESETS
-from sfumato.report.evaluation.preset_quality import Painted, measured, paint_presets, preset_sheet
+from sfumato.report.evaluation.preset_quality import PresetImages, generate_by_presets, measured, preset_sheet
 from sfumato.report.features.network import Features, Identity
 from support.tiny_pipeline import reference_pipeline
 
@@ -36,24 +36,24 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 def test_every_preset_paints_the_same_seeds(pipeline: Pipeline) -> None:
     ticks = iter(range(100))
-    painted = paint_presets(pipeline, PROMPTS, seed=5, steps=3, clock=lambda: float(next(ticks)))
-    assert list(painted) == list(PRESETS)
+    generated = generate_by_presets(pipeline, PROMPTS, seed=5, steps=3, clock=lambda: float(next(ticks)))
+    assert list(generated) == list(PRESETS)
     single = pipeline.generate("a red heart", seed=6, preset="fast", steps=3)
-    assert np.array_equal(painted["fast"].pictures[1], np.asarray(single.images[0]))
-    assert {one.seconds for one in painted.values()} == {1.0}
-    assert [one.model_calls for one in painted.values()] == [4, 3, 3]
-    sheet = preset_sheet(painted, PROMPTS)
-    assert sheet.shape[1] > 3 * painted["exact"].pictures[0].shape[1]
+    assert np.array_equal(generated["fast"].pictures[1], np.asarray(single.images[0]))
+    assert {one.seconds for one in generated.values()} == {1.0}
+    assert [one.model_calls for one in generated.values()] == [4, 3, 3]
+    sheet = preset_sheet(generated, PROMPTS)
+    assert sheet.shape[1] > 3 * generated["exact"].pictures[0].shape[1]
     with pytest.raises(InvalidRequest, match="nothing to paint"):
-        paint_presets(pipeline, ())
+        generate_by_presets(pipeline, ())
 
 
 def test_numbers_are_those_of_the_formulas() -> None:
     def flat(value: int) -> Pixels:
         return np.full((16, 16, 3), value, dtype=np.uint8)
 
-    exact = Painted(pictures=(flat(10), flat(30)), seconds=4.0, model_calls=51)
-    other = Painted(pictures=(flat(13), flat(33)), seconds=1.0, model_calls=20)
+    exact = PresetImages(pictures=(flat(10), flat(30)), seconds=4.0, model_calls=51)
+    other = PresetImages(pictures=(flat(13), flat(33)), seconds=1.0, model_calls=20)
     found = measured({"exact": exact, "fast": other}, PROMPTS, networks=[Means()])
     assert found["fast"]["time"] == 0.25 and found["fast"]["calls"] == 20
     assert found["exact"]["psnr"] == math.inf

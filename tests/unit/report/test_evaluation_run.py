@@ -18,14 +18,14 @@ from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.pipeline.metadata import read_provenance
 from sfumato.pipeline.pipeline import Pipeline
 from sfumato.report.evaluation.evaluation_plan import Plan, labelled, make_plan, read_run, start
-from sfumato.report.evaluation.on_ray import paint_on_ray
+from sfumato.report.evaluation.on_ray import generate_on_ray
 from sfumato.report.evaluation.prompt_list import Prompt, PromptList, pinned
 from sfumato.report.evaluation.protocols import Protocol
 from sfumato.report.evaluation.run_pictures import (
     Shard,
+    generate_missing,
     load_for_evaluation,
     missing,
-    paint,
     parse_shard,
     picture_path,
     read_pictures,
@@ -65,7 +65,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def whole(model: Path, pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     plan = plan_for(model, folder)
-    assert paint(folder, plan, PROMPTS, load=lambda _: pipeline) == 10
+    assert generate_missing(folder, plan, PROMPTS, load=lambda _: pipeline) == 10
     return folder
 
 
@@ -90,13 +90,14 @@ def test_a_prompts_seed_is_its_own_and_the_same_in_every_cell(whole: Path) -> No
 def test_shards_make_up_the_whole(model: Path, pipeline: Pipeline, whole: Path, tmp_path: Path) -> None:
     plan = plan_for(model, tmp_path)
     painted = [
-        paint(tmp_path, plan, PROMPTS, shard=parse_shard(text), load=lambda _: pipeline) for text in ("2/3", "3/3")
+        generate_missing(tmp_path, plan, PROMPTS, shard=parse_shard(text), load=lambda _: pipeline)
+        for text in ("2/3", "3/3")
     ]
     assert painted == [4, 2]
     assert missing(tmp_path, plan, plan.cells[0]) == [0, 3]
     with pytest.raises(InvalidRequest, match="2 of 5 pictures are not painted yet"):
         read_pictures(tmp_path, plan, plan.cells[0])
-    paint(tmp_path, plan, PROMPTS, shard=Shard(index=0, of=3), load=lambda _: pipeline)
+    generate_missing(tmp_path, plan, PROMPTS, shard=Shard(index=0, of=3), load=lambda _: pipeline)
     assert hashes(tmp_path) == hashes(whole)
 
 
@@ -104,11 +105,11 @@ def test_a_batch_of_which_one_picture_is_lost_is_painted_as_before(model: Path, 
     """Neighbours in a batch change the last bits: the same ones have to be there again."""
     plan = plan_for(model, tmp_path)
     batched = load_for_evaluation(str(model), LoadOptions(device="cpu", batch_size=3))
-    paint(tmp_path, plan, PROMPTS, load=lambda _: batched)
+    generate_missing(tmp_path, plan, PROMPTS, load=lambda _: batched)
     before = hashes(tmp_path)
     for index in (1, 4):
         picture_path(tmp_path, plan.cells[1], index).unlink()
-    assert paint(tmp_path, plan, PROMPTS, load=lambda _: batched) == 2
+    assert generate_missing(tmp_path, plan, PROMPTS, load=lambda _: batched) == 2
     assert hashes(tmp_path) == before
 
 
@@ -118,10 +119,11 @@ def test_kill_9_in_the_middle_changes_nothing(model: Path, pipeline: Pipeline, t
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from sfumato.modelfiles.load_options import LoadOptions\n"
-        "from sfumato.report.evaluation.run_pictures import load_for_evaluation, paint\n"
+        "from sfumato.report.evaluation.run_pictures import load_for_evaluation, generate_missing\n"
         "from sfumato.report.evaluation.evaluation_plan import read_run\n"
         "folder = Path(sys.argv[1])\n"
-        "paint(folder, *read_run(folder), load=lambda model: load_for_evaluation(model, LoadOptions(device='cpu')))\n"
+        "options = LoadOptions(device='cpu')\n"
+        "generate_missing(folder, *read_run(folder), load=lambda model: load_for_evaluation(model, options))\n"
     )
     source = str(Path(sfumato.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source}
@@ -135,10 +137,10 @@ def test_kill_9_in_the_middle_changes_nothing(model: Path, pipeline: Pipeline, t
     # half a line of the log of times, too
     log = next((tmp_path / "killed").glob("times-*.jsonl"))
     log.write_bytes(log.read_bytes()[:-5])
-    assert paint(tmp_path / "killed", plan, prompts, load=lambda _: pipeline) == 80 - there
+    assert generate_missing(tmp_path / "killed", plan, prompts, load=lambda _: pipeline) == 80 - there
 
     other = plan_for(model, tmp_path / "whole", prompts)
-    paint(tmp_path / "whole", other, prompts, load=lambda _: pipeline)
+    generate_missing(tmp_path / "whole", other, prompts, load=lambda _: pipeline)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
     assert sum(seconds(tmp_path / "killed").values()) > 0
 
@@ -153,7 +155,7 @@ def test_a_run_is_never_continued_with_anything_else(model: Path, whole: Path, t
     picture_path(whole, plan.cells[0], 0).rename(tmp_path / "kept.png")
     try:
         with pytest.raises(InvalidRequest, match="made with dtype float32, now it is bfloat16"):
-            paint(whole, plan, prompts, load=lambda _: other)
+            generate_missing(whole, plan, prompts, load=lambda _: other)
     finally:
         (tmp_path / "kept.png").rename(picture_path(whole, plan.cells[0], 0))
 
@@ -226,7 +228,7 @@ def test_tasks_of_a_cluster_paint_the_same(
     monkeypatch.setattr("sfumato.report.evaluation.on_ray.require", lambda module, extra: ray)
     plan_for(model, tmp_path)
     told: list[int] = []
-    assert paint_on_ray(tmp_path, 3, options=LoadOptions(device="cpu"), gpus=0.5, on_pictures=told.append) == 10
+    assert generate_on_ray(tmp_path, 3, options=LoadOptions(device="cpu"), gpus=0.5, on_pictures=told.append) == 10
     assert sorted(told) == [2, 4, 4]
     assert ray.asked == [{"num_gpus": 0.5, "max_retries": 3}]
     assert hashes(tmp_path) == hashes(whole)

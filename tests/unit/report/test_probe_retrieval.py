@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import rankdata
 
 from sfumato.errors import InvalidRequest
-from sfumato.report.probes.own_caption import ranks, retrieved
+from sfumato.report.probes.own_caption import hits, ranks
 
 
 def test_ranks_are_scipys() -> None:
@@ -24,7 +24,7 @@ def test_ranks_are_scipys() -> None:
             for i in range(60)
         ]
         np.testing.assert_array_equal(ranks(pictures, captions, texts, among), expected)
-        assert retrieved(pictures, captions, texts, among).hits == {
+        assert hits(pictures, captions, texts, among) == {
             1: sum(r < 1 for r in expected),
             5: sum(r < 5 for r in expected),
         }

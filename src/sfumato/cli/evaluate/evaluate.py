@@ -1,4 +1,4 @@
-"""`sfumato evaluate`: a pinned list of prompts, painted, scored, plotted and reported."""
+"""`sfumato evaluate`: a pinned list of prompts, generated, scored, plotted and reported."""
 
 from __future__ import annotations
 
@@ -169,13 +169,13 @@ def run(
     sfumato evaluate run out --model pocket --prompts prompts.jsonl --protocol pocket --count 40
     """
     chosen = adapted(protocol, count=count, guidance=guidance, samplers=samplers, steps=steps)
-    painted = _paint(
+    made = _generate(
         folder, model, prompts, chosen, loading_options(given), shard=shard, on=on, shards=shards, gpus=gpus
     )
     if as_json:
-        write_json({"folder": str(folder), "painted": painted})
+        write_json({"folder": str(folder), "painted": made})
     else:
-        write_line(f"{folder}: {painted} pictures painted")
+        write_line(f"{folder}: {made} pictures painted")
 
 
 @evaluate.command()
@@ -290,14 +290,14 @@ def reproduce_card(
     from sfumato.report.evaluation.scoring import check_reference
 
     judges = partial(networks, inception=inception, clip=clip, efficientnet=efficientnet, preference=preference)
-    # Whatever is missing is found out before a day of painting, which then has the memory to itself.
+    # Whatever is missing is found out before a day of generating, which then has the memory to itself.
     loaded = judges()
     if not loaded:
         raise InvalidRequest("nothing to score with: give --inception FILE and --clip FOLDER")
     check_reference(loaded, statistics_files(statistics), pictures=reference is not None)
     del loaded
     chosen = adapted(protocol, count=count, guidance=None, samplers=None, steps=None)
-    _paint(out, model, prompts, chosen, loading_options(given), shard=shard)
+    _generate(out, model, prompts, chosen, loading_options(given), shard=shard)
     if shard is not None:
         write_line(f"{out}: shard {shard} is painted; score when all are")
         return
@@ -310,7 +310,7 @@ def reproduce_card(
         write_line(str(out / "report.html"))
 
 
-def _paint(
+def _generate(
     folder: Path,
     models: list[str],
     prompts: Path | None,
@@ -323,9 +323,9 @@ def _paint(
     gpus: float = 0.0,
 ) -> int:
     from sfumato.report.evaluation.evaluation_plan import PLAN, labelled, make_plan, read_run, start
-    from sfumato.report.evaluation.on_ray import paint_on_ray
+    from sfumato.report.evaluation.on_ray import generate_on_ray
     from sfumato.report.evaluation.prompt_list import drawn, read_prompts
-    from sfumato.report.evaluation.run_pictures import load_for_evaluation, missing, paint, parse_shard
+    from sfumato.report.evaluation.run_pictures import generate_missing, load_for_evaluation, missing, parse_shard
 
     part = parse_shard(shard) if shard is not None else None
     if on not in ("here", "ray"):
@@ -339,10 +339,10 @@ def _paint(
     plan = make_plan(protocol, [labelled(model) for model in models], listed)
     start(folder, plan, listed)
     if on == "ray":
-        return paint_on_ray(folder, shards, options=options, gpus=gpus)
+        return generate_on_ray(folder, shards, options=options, gpus=gpus)
     waiting = sum(len(missing(folder, plan, cell, part)) for cell in plan.cells)
     with tracking(waiting) as tracker:
-        return paint(
+        return generate_missing(
             folder,
             plan,
             listed,

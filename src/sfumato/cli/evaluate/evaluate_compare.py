@@ -48,17 +48,18 @@ def compare(
     sfumato evaluate compare pocket pocket --b dtype=bfloat16 --prompts prompts.jsonl --least-psnr 30
     """
     from sfumato.report.evaluation.comparing import compare as compared
-    from sfumato.report.evaluation.comparing import paint_side, parse_side, summary
+    from sfumato.report.evaluation.comparing import images_of_side, parse_side, summary
     from sfumato.report.evaluation.prompt_list import read_prompts
 
     first, second = parse_side(a, change_a or ()), parse_side(b, change_b or ())
-    painted = [side for side in (first, second) if side.folder is None]
-    if painted and prompts is None:
+    models = [side for side in (first, second) if side.folder is None]
+    if models and prompts is None:
         raise InvalidRequest("give what to paint with --prompts FILE: a prompt a line")
     texts = read_prompts(user_path(prompts)).first(count).texts if prompts is not None else []
-    with tracking(len(texts) * len(painted)) as tracker:
+    with tracking(len(texts) * len(models)) as tracker:
         (pictures_a, seconds_a), (pictures_b, seconds_b) = (
-            paint_side(side, texts, {"steps": steps}, seed=seed, on_pictures=tracker.done) for side in (first, second)
+            images_of_side(side, texts, {"steps": steps}, seed=seed, on_pictures=tracker.done)
+            for side in (first, second)
         )
     perceptual = None
     if efficientnet:

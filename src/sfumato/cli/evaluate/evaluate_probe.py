@@ -1,7 +1,8 @@
-"""`sfumato evaluate probe`: what a model paints beside what it was asked."""
+"""`sfumato evaluate probe`: what a model generates beside what it was asked."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +15,9 @@ from sfumato.errors import InvalidRequest
 from sfumato.files import user_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sfumato.pictures.pixels import Pixels
-    from sfumato.report.evaluation.evaluation_plan import Cell, Plan
     from sfumato.report.evaluation.prompt_list import PromptList
     from sfumato.report.features.clip_features import ClipFeatures
 
@@ -112,19 +112,19 @@ def bias(
     from sfumato.report.probes.lists import read_neutral
 
     asked = read_neutral(name)
-    plan, prompts, chosen = _cell(folder, cell)
-    pictures, embedder = _pictures(folder, plan, chosen), _clip(clip)
-    found = counted(prompts.texts, embedder.features(pictures)["clip"], embedder, asked)
+    answers, embedder = _answers(folder, cell), _clip(clip)
+    texts = answers.prompts.texts
+    found = counted(texts, embedder.features(answers.pictures)["clip"], embedder, asked)
     if sheet is not None:
-        _save_rows(pictures, prompts.texts, user_path(sheet), overwrite)
-    if as_json:
-        write_json(found)
-        return
-    shown = table("prompt", *asked.attributes)
-    for prompt, attributes in found.items():
-        cells = [", ".join(f"{choice} {n}" for choice, n in counts.items()) for counts in attributes.values()]
-        shown.add_row(literal(prompt), *map(literal, cells))
-    stdout_console().print(shown)
+        rows: dict[str, list[Pixels]] = {}
+        for picture, text in zip(answers.pictures, texts, strict=True):
+            rows.setdefault(text, []).append(picture)
+        _save_sheet(list(rows.values()), list(rows), sheet, overwrite)
+    lines = (
+        (prompt, *(", ".join(f"{choice} {n}" for choice, n in counts.items()) for counts in attributes.values()))
+        for prompt, attributes in found.items()
+    )
+    _show(as_json, found, ("prompt", *asked.attributes), lines)
 
 
 @probe.command("nearest")
@@ -155,8 +155,8 @@ def nearest_pictures(
     judges = networks(inception=None, clip=clip, efficientnet=efficientnet)
     if len(judges) != 1:
         raise InvalidRequest("give one network to compare pictures with: --efficientnet, or --clip FOLDER")
-    plan, prompts, chosen = _cell(folder, cell)
-    pictures = _pictures(folder, plan, chosen)
+    answers = _answers(folder, cell)
+    pictures, texts = answers.pictures, answers.prompts.texts
     dataset = dataset_at(user_path(training))
     side = pictures[0].shape[1]
     known = [reference_picture(dataset, i, side) for i in range(min(len(dataset), most or len(dataset)))]
@@ -164,7 +164,7 @@ def nearest_pictures(
     found = nearest(ours, theirs, count)
     if sheet is not None:
         rows = [[pictures[i], *(known[j] for j in found.indices[i])] for i in range(len(pictures))]
-        _save_sheet(rows, prompts.texts, user_path(sheet), overwrite, ["painted", *(["training"] * count)])
+        _save_sheet(rows, texts, sheet, overwrite, ["painted", *(["training"] * count)])
     document = {
         "pictures": len(pictures),
         "training_pictures": len(known),
@@ -178,7 +178,7 @@ def nearest_pictures(
                     for j, value in zip(indices, values, strict=True)
                 ],
             }
-            for prompt, indices, values in zip(prompts.texts, found.indices, found.cosines, strict=True)
+            for prompt, indices, values in zip(texts, found.indices, found.cosines, strict=True)
         ],
     }
     if as_json:
@@ -213,24 +213,24 @@ def retrieval(
     import numpy as np
 
     from sfumato.report.evaluation.reference import read_folder
-    from sfumato.report.probes.own_caption import KS, retrieved
+    from sfumato.report.probes.own_caption import KS, hits
 
-    plan, prompts, chosen = _cell(folder, cell)
-    embedder = _clip(clip)
-    shown = {"painted": embedder.features(_pictures(folder, plan, chosen))["clip"]}
+    answers, embedder = _answers(folder, cell), _clip(clip)
+    shown = {"painted": embedder.features(answers.pictures)["clip"]}
     if reference is not None:
         shown["real"] = embedder.features(read_folder(user_path(reference)))["clip"]
     # By half of the list: neighbours in a list of labels, which goes by their names, are alike.
     shown["shuffled"] = np.roll(shown["painted"], len(shown["painted"]) // 2, axis=0)
-    captions = embedder.texts(prompts.texts)
-    found = {name: retrieved(rows, captions, prompts.texts, among) for name, rows in shown.items()}
-    if as_json:
-        write_json({name: {"asked": f.asked, **{f"top{k}": f.hits[k] for k in KS}} for name, f in found.items()})
-        return
-    lines = table("", *(f"top {k}" for k in KS), title=f"{chosen.name}: its own caption among {among}")
-    for name, f in found.items():
-        lines.add_row(literal(name), *(literal(f"{f.hits[k]} of {f.asked}") for k in KS))
-    stdout_console().print(lines)
+    texts = answers.prompts.texts
+    captions = embedder.texts(texts)
+    found = {name: (len(rows), hits(rows, captions, texts, among)) for name, rows in shown.items()}
+    _show(
+        as_json,
+        {name: {"asked": asked, **{f"top{k}": own[k] for k in KS}} for name, (asked, own) in found.items()},
+        ("", *(f"top {k}" for k in KS)),
+        ((name, *(f"{own[k]} of {asked}" for k in KS)) for name, (asked, own) in found.items()),
+        title=f"{answers.cell}: its own caption among {among}",
+    )
 
 
 @probe.command()
@@ -254,11 +254,11 @@ def following(
     from sfumato.report.evaluation.data_prompts import caption_prompts, held_out_scenes, reference_picture
     from sfumato.report.probes.following import followed
 
-    plan, prompts, chosen = _cell(folder, cell)
-    truths = [prompt.fields for prompt in prompts.prompts]
+    answers = _answers(folder, cell)
+    truths = [prompt.fields for prompt in answers.prompts.prompts]
     if not all({"kind", "background", "objects", "relation"} <= set(truth) for truth in truths):
         raise InvalidRequest(f"{folder}: its prompts don't say what a scene shows: make them with --scenes")
-    pictures = _pictures(folder, plan, chosen)
+    pictures = answers.pictures
     embedder = _clip(clip) if clip is not None else None
     columns = {"painted": followed(pictures, truths, embedder)}
     if scenes is not None:
@@ -271,18 +271,15 @@ def following(
         real = [reference_picture(composed, i, pictures[0].shape[1]) for i in indices]
         columns["composed"] = followed(real, truths, embedder)
     columns["shuffled"] = followed([*pictures[1:], pictures[0]], truths, embedder)
-    if as_json:
-        write_json({name: {check: vars_of(v) for check, v in found.items()} for name, found in columns.items()})
-        return
-    shown = table("asked for", *columns)
-    for check in columns["painted"]:
-        shown.add_row(literal(check), *(literal(f"{f[check].shown} of {f[check].asked}") for f in columns.values()))
-    stdout_console().print(shown)
-
-
-def vars_of(found: Any) -> dict[str, int]:
-    """A check's two numbers as JSON values."""
-    return {"asked": found.asked, "shown": found.shown}
+    _show(
+        as_json,
+        {name: {check: asdict(shown) for check, shown in found.items()} for name, found in columns.items()},
+        ("asked for", *columns),
+        (
+            (check, *(f"{found[check].shown} of {found[check].asked}" for found in columns.values()))
+            for check in columns["painted"]
+        ),
+    )
 
 
 def _by_field(
@@ -292,35 +289,39 @@ def _by_field(
     from sfumato.report.metrics.agreement import cosines
     from sfumato.report.probes.categories import by_category
 
-    plan, prompts, chosen = _cell(folder, cell)
-    texts = [str(p.fields.get("english", p.text)) for p in prompts.prompts] if english else prompts.texts
-    embedder = _clip(clip)
-    agreement = cosines(embedder.features(_pictures(folder, plan, chosen))["clip"], embedder.texts(texts))
-    found = by_category(prompts.prompts, agreement, field, Settings(resamples=resamples))
-    if as_json:
-        write_json({name: {"pictures": n, **value.to_dict()} for name, (value, n) in found.items()})
-        return
-    shown = table(field, "pictures", "CLIP score", title=chosen.name)
+    answers, embedder = _answers(folder, cell), _clip(clip)
+    prompts = answers.prompts.prompts
+    texts = [str(p.fields.get("english", p.text)) if english else p.text for p in prompts]
+    agreement = cosines(embedder.features(answers.pictures)["clip"], embedder.texts(texts))
+    found = by_category(prompts, agreement, field, Settings(resamples=resamples))
+    lines = []
     for name, (value, n) in sorted(found.items(), key=lambda item: -item[1][0].value):
         interval = "" if value.low is None else f" [{value.low:.4f}, {value.high:.4f}]"
-        shown.add_row(literal(name), literal(n), literal(f"{value.value:.4f}{interval}"))
-    stdout_console().print(shown)
+        lines.append((name, n, f"{value.value:.4f}{interval}"))
+    document = {name: {"pictures": n, **value.to_dict()} for name, (value, n) in found.items()}
+    _show(as_json, document, (field, "pictures", "CLIP score"), lines, title=answers.cell)
 
 
-def _cell(folder: Path, name: str | None) -> tuple[Plan, PromptList, Cell]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answers:
+    """What one cell of a run was asked, and the pictures (H, W, 3) it answered with."""
+
+    cell: str
+    prompts: PromptList
+    pictures: list[Pixels]
+
+
+def _answers(folder: Path, name: str | None) -> _Answers:
+    """The pictures of the cell called so, or of the first. `InvalidRequest` where it or its pictures aren't there."""
     from sfumato.report.evaluation.evaluation_plan import read_run
+    from sfumato.report.evaluation.run_pictures import read_pictures
 
     plan, prompts = read_run(folder)
     cells = {cell.name: cell for cell in plan.cells}
     if name is not None and name not in cells:
         raise InvalidRequest(f"{folder} has no cell {name!r}: there are {', '.join(cells)}")
-    return plan, prompts, cells[name] if name is not None else plan.cells[0]
-
-
-def _pictures(folder: Path, plan: Plan, cell: Cell) -> list[Pixels]:
-    from sfumato.report.evaluation.run_pictures import read_pictures
-
-    return read_pictures(folder, plan, cell)
+    cell = cells[name] if name is not None else plan.cells[0]
+    return _Answers(cell=cell.name, prompts=prompts, pictures=read_pictures(folder, plan, cell))
 
 
 def _clip(folder: Path) -> ClipFeatures:
@@ -329,12 +330,17 @@ def _clip(folder: Path) -> ClipFeatures:
     return ClipFeatures(user_path(folder))
 
 
-def _save_rows(pictures: Sequence[Pixels], texts: Sequence[str], path: Path, overwrite: bool) -> None:
-    """A row for each prompt, with all its pictures."""
-    rows: dict[str, list[Pixels]] = {}
-    for picture, text in zip(pictures, texts, strict=True):
-        rows.setdefault(text, []).append(picture)
-    _save_sheet(list(rows.values()), list(rows), path, overwrite)
+def _show(
+    as_json: bool, document: Any, heads: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
+) -> None:
+    """What a probe found, as JSON or as a table."""
+    if as_json:
+        write_json(document)
+        return
+    shown = table(*heads, title=title)
+    for row in rows:
+        shown.add_row(*map(literal, row))
+    stdout_console().print(shown)
 
 
 def _save_sheet(
@@ -343,4 +349,4 @@ def _save_sheet(
     from sfumato.pictures.contact_sheet import contact_sheet
     from sfumato.pipeline.saving import save_picture
 
-    save_picture(contact_sheet(rows, x_labels=heads, y_labels=labels), path, overwrite=overwrite)
+    save_picture(contact_sheet(rows, x_labels=heads, y_labels=labels), user_path(path), overwrite=overwrite)

@@ -81,7 +81,7 @@ def show_quality(model: str, options: Quality, sheet: Path, *, overwrite: bool) 
     from sfumato.cli.terminal.progress_bar import tracking
     from sfumato.pipeline.presets import PRESETS
     from sfumato.pipeline.saving import picture_suffix, save_picture
-    from sfumato.report.evaluation.preset_quality import PROMPTS, measured, paint_presets, preset_sheet
+    from sfumato.report.evaluation.preset_quality import PROMPTS, generate_by_presets, measured, preset_sheet
     from sfumato.report.evaluation.prompt_list import read_prompts
     from sfumato.report.evaluation.reference import read_folder
     from sfumato.report.evaluation.run_pictures import load_for_evaluation
@@ -93,14 +93,14 @@ def show_quality(model: str, options: Quality, sheet: Path, *, overwrite: bool) 
     reference = read_folder(user_path(options.reference)) if options.reference else ()
     chosen = _FALLBACK if model == RANDOM_V1 else model
     with tracking(len(prompts) * len(PRESETS)) as tracker:
-        painted = paint_presets(
+        generated = generate_by_presets(
             load_for_evaluation(chosen),
             prompts,
             guidance_scale=options.guidance_scale,
             on_pictures=tracker.done,
         )
-    save_picture(preset_sheet(painted, prompts), path, overwrite=overwrite)
-    found = measured(painted, prompts, networks=networks, reference=reference)
+    save_picture(preset_sheet(generated, prompts), path, overwrite=overwrite)
+    found = measured(generated, prompts, networks=networks, reference=reference)
     return {"model": chosen, "prompts": len(prompts), "sheet": str(path), "presets": _plain(found)}
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from sfumato.errors import InvalidConfig
 from sfumato.files import write_text
 from sfumato.json_files import read_text
+from sfumato.report.evaluation.published_curves import PublishedPoint
 from sfumato.toml_files import from_values, to_toml
 
 FACTS = "card.toml"
@@ -48,15 +49,6 @@ class TrainingStage:
     data: str | None = None
     text_dropped: float | None = None
     hours: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurvePoint:
-    """A published point of FID (10,000 pictures) over CLIP score (ViT-L/14)."""
-
-    guidance_scale: float
-    clip_score: float
-    fid: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +94,7 @@ class CardFacts:
     training: Annotated[tuple[TrainingStage, ...], "the runs that led to it"] = ()
     training_notes: Annotated[tuple[str, ...], "about training"] = ()
     evaluation_notes: Annotated[tuple[str, ...], "what was measured or seen"] = ()
-    curve: Annotated[tuple[CurvePoint, ...], "a published evaluation"] = ()
+    curve: Annotated[tuple[PublishedPoint, ...], "a published evaluation"] = ()
     emissions: Annotated[EmissionFacts | None, "of training"] = None
     citation: Annotated[str | None, "BibTeX of the model itself"] = None
     more: Annotated[str | None, "Markdown put at the end"] = None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
 from sfumato.errors import InvalidRequest
 from sfumato.modelfiles.model_library import ALIASES
-from sfumato.report.card.card_facts import SCRATCH, CardFacts, CurvePoint, TrainingStage, read_facts
+from sfumato.report.card.card_facts import SCRATCH, CardFacts, TrainingStage, read_facts
+from sfumato.report.evaluation.published_curves import published_curves
 from sfumato.train.recipes import V1, Stage, lineage
 from sfumato.train.tasks.diffusion_task import DiffusionTraining
 
 _SHARED = Path(__file__).parent / "facts" / "v1.toml"
-_CURVES = Path(__file__).parents[1] / "evaluation" / "data" / "pareto_v1.csv"
 PUBLISHED = ("v1-1", "v1-2", "v1-3", "v1-4")
 
 
@@ -26,31 +25,19 @@ def published_facts(name: str) -> CardFacts:
         read_facts(_SHARED),
         name=f"Stable Diffusion {name}",
         base_model=ALIASES.get(V1[name].start or ""),
-        curve=_curve(name),
+        curve=published_curves()[name],
         training=tuple(_stage(stage, V1[stage]) for stage in (*stages, name)),
     )
 
 
 def misuse_of_any() -> tuple[str, ...]:
-    """What is misuse of any model that paints, whatever its makers say."""
+    """What is misuse of any model that makes pictures, whatever its makers say."""
     return read_facts(_SHARED).misuse
 
 
 def published_name(hub_id: str | None) -> str | None:
     """ "v1-4" for "CompVis/stable-diffusion-v1-4"; None for any other model."""
     return next((name for name in PUBLISHED if ALIASES[name] == hub_id), None)
-
-
-def _curve(name: str) -> tuple[CurvePoint, ...]:
-    """Read off the published figure: ±0.05 in FID, ±0.0003 in CLIP score."""
-    with _CURVES.open(encoding="utf-8", newline="") as file:
-        return tuple(
-            CurvePoint(
-                guidance_scale=float(row["guidance"]), clip_score=float(row["clip_score"]), fid=float(row["fid_10k"])
-            )
-            for row in csv.DictReader(file)
-            if row["checkpoint"] == name
-        )
 
 
 def _stage(name: str, stage: Stage) -> TrainingStage:

@@ -1,4 +1,4 @@
-"""The same seeds painted in two ways, or two folders of pictures: how far apart they are. The gate for speed work."""
+"""The same seeds generated in two ways, or two folders of pictures: how far apart they are. The gate for speed work."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def parse_side(source: str, changes: Sequence[str]) -> Side:
     return Side(source=source, fields=with_preset(fields), loading=LoadOptions(**loading))
 
 
-def paint_side(
+def images_of_side(
     side: Side, prompts: Sequence[str], fields: Mapping[str, Any], *, seed: int, on_pictures: Callable[[int], None]
 ) -> tuple[list[Pixels], float]:
     """The pictures of a side and the seconds each took (0 for a folder). Prompt i has seed + i."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,8 +117,3 @@ def shown(score: Mapping[str, Any]) -> str:
     """A number with its interval, to four digits."""
     value, low, high = _ends(score)
     return f"{value:.4g}" if score["low"] is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
-
-
-def ordered(points: Sequence[CurvePoint]) -> tuple[list[float], list[float]]:
-    """Coordinates of a curve's points."""
-    return [point.x[0] for point in points], [point.y[0] for point in points]

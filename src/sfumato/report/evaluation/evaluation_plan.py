@@ -1,4 +1,4 @@
-"""What a run is to paint: every prompt in every cell of models × guidance × samplers × steps."""
+"""What a run is to generate: every prompt in every cell of models × guidance × samplers × steps."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Plan:
 
 
 def make_plan(protocol: Protocol, models: Sequence[tuple[str, str]], prompts: PromptList) -> Plan:
-    """The protocol's grid for some models, (label, what to load) each. `InvalidRequest` where a cell can't be painted
+    """The protocol's grid for some models, (label, what to load) each. `InvalidRequest` where a cell can't be made
     or two have one name."""
     cells = [
         Cell(label=label, model=model, guidance_scale=scale, sampler=sampler, steps=steps)

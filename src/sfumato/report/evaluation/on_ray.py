@@ -7,11 +7,11 @@ from pathlib import Path
 
 from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.report.evaluation.evaluation_plan import read_run
-from sfumato.report.evaluation.run_pictures import Shard, load_for_evaluation, paint
+from sfumato.report.evaluation.run_pictures import Shard, generate_missing, load_for_evaluation
 from sfumato.runtime import require
 
 
-def paint_on_ray(
+def generate_on_ray(
     folder: Path,
     shards: int,
     *,
@@ -19,7 +19,7 @@ def paint_on_ray(
     gpus: float = 0.0,
     on_pictures: Callable[[int], None] = lambda count: None,
 ) -> int:
-    """Paint the run in `folder` as so many tasks, each with `gpus` of a GPU, and give the number of pictures painted.
+    """Generate the pictures of a run as so many tasks, each with `gpus` of a GPU, and return their number.
 
     A task that dies is started again by Ray and goes on where it was.
     `MissingExtra` without Ray.
@@ -27,18 +27,20 @@ def paint_on_ray(
     ray = require("ray", extra="ray")
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    task = ray.remote(num_gpus=gpus, max_retries=3)(_paint_shard)
+    task = ray.remote(num_gpus=gpus, max_retries=3)(_generate_shard)
     waiting = [task.remote(str(folder.resolve()), i, shards, options) for i in range(shards)]
-    painted = 0
+    generated = 0
     while waiting:
         finished, waiting = ray.wait(waiting)
         for one in ray.get(finished):
-            painted += one
+            generated += one
             on_pictures(one)
-    return painted
+    return generated
 
 
-def _paint_shard(folder: str, index: int, of: int, options: LoadOptions) -> int:
+def _generate_shard(folder: str, index: int, of: int, options: LoadOptions) -> int:
     plan, prompts = read_run(Path(folder))
     shard = Shard(index=index, of=of)
-    return paint(Path(folder), plan, prompts, shard=shard, load=lambda model: load_for_evaluation(model, options))
+    return generate_missing(
+        Path(folder), plan, prompts, shard=shard, load=lambda model: load_for_evaluation(model, options)
+    )

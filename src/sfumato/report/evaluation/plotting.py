@@ -9,7 +9,7 @@ from typing import Any
 
 from sfumato.errors import InvalidRequest
 from sfumato.files import write_bytes
-from sfumato.report.evaluation.curves import AGREEMENT, choose_distance, curves, ordered, title
+from sfumato.report.evaluation.curves import AGREEMENT, choose_distance, curves, title
 from sfumato.report.evaluation.published_curves import published_curves
 from sfumato.runtime import require
 
@@ -38,7 +38,7 @@ def plot(document: Mapping[str, Any], suffix: str, *, y: str | None = None, publ
         figure = Figure(figsize=(6.4 * panels, 4.6), layout="constrained")
         axes = figure.subplots(1, panels, squeeze=False)[0]
         for name, points in found.items():
-            xs, ys = ordered(points)
+            xs, ys = [point.x[0] for point in points], [point.y[0] for point in points]
             bars = [
                 [[abs(end[0] - end[side]) for end in ends] for side in (1, 2)]
                 for ends in ([point.x for point in points], [point.y for point in points])

@@ -38,7 +38,7 @@ PROMPTS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Painted:
+class PresetImages:
     """One preset's pictures, the seconds each took, and how often the UNet was asked for each."""
 
     pictures: tuple[Pixels, ...] = field(repr=False)
@@ -46,7 +46,7 @@ class Painted:
     model_calls: int
 
 
-def paint_presets(
+def generate_by_presets(
     pipeline: Pipeline,
     prompts: Sequence[str],
     presets: Sequence[str] = tuple(PRESETS),
@@ -55,8 +55,8 @@ def paint_presets(
     on_pictures: Callable[[int], None] = lambda count: None,
     clock: Callable[[], float] = time.perf_counter,
     **fields: Any,
-) -> dict[str, Painted]:
-    """Paint prompt i with seed + i by every preset, in turn; `fields` hold for all and win over the presets'."""
+) -> dict[str, PresetImages]:
+    """Generate prompt i with seed + i by every preset, in turn; `fields` hold for all and win over the presets'."""
     if not prompts:
         raise InvalidRequest("there is nothing to paint: give a prompt")
     made: dict[str, list[Pixels]] = {name: [] for name in presets}
@@ -70,13 +70,13 @@ def paint_presets(
             made[name].append(np.asarray(generation.images[0]))
             on_pictures(1)
     return {
-        name: Painted(pictures=tuple(made[name]), seconds=seconds[name] / len(prompts), model_calls=calls[name])
+        name: PresetImages(pictures=tuple(made[name]), seconds=seconds[name] / len(prompts), model_calls=calls[name])
         for name in presets
     }
 
 
 def measured(
-    painted: Mapping[str, Painted],
+    generated: Mapping[str, PresetImages],
     prompts: Sequence[str],
     *,
     networks: Sequence[Network] = (),
@@ -85,7 +85,7 @@ def measured(
     """Numbers by preset: `seconds`, `time` (over exact's), `calls`, `psnr` and `ssim` to exact's pictures, and by each
     network `frechet/SPACE` and `kid/SPACE` to the `reference` pictures or, without them, to exact's; of a CLIP network
     `clip-score` and `clip-agreement`. `psnr` is the mean, infinite where all are equal."""
-    exact = painted[EXACT]
+    exact = generated[EXACT]
     found: dict[str, dict[str, float]] = {
         name: {
             "seconds": one.seconds,
@@ -93,10 +93,10 @@ def measured(
             "calls": one.model_calls,
             **{metric: float(np.mean(values)) for metric, values in compare(one.pictures, exact.pictures).items()},
         }
-        for name, one in painted.items()
+        for name, one in generated.items()
     }
     for network in networks:
-        rows = {name: network.features(one.pictures) for name, one in painted.items()}
+        rows = {name: network.features(one.pictures) for name, one in generated.items()}
         real = network.features(reference) if reference else rows[EXACT]
         texts = network.texts(prompts) if isinstance(network, ClipFeatures) else None
         for name, features in rows.items():
@@ -110,13 +110,13 @@ def measured(
     return found
 
 
-def preset_sheet(painted: Mapping[str, Painted], prompts: Sequence[str], most: int = 12) -> Pixels:
+def preset_sheet(generated: Mapping[str, PresetImages], prompts: Sequence[str], most: int = 12) -> Pixels:
     """A row a prompt, the first `most`; a column a preset, with its time and its likeness to exact above it."""
-    exact = painted[EXACT]
+    exact = generated[EXACT]
     labels = []
-    for name, one in painted.items():
+    for name, one in generated.items():
         likeness = float(np.mean(compare(one.pictures, exact.pictures)["psnr"]))
         words = f"{one.seconds / exact.seconds:.2f}× the time, {likeness:.1f} dB" if name != EXACT else "1×"
         labels.append(f"{name}: {words}")
-    rows = [[one.pictures[i] for one in painted.values()] for i in range(min(most, len(prompts)))]
+    rows = [[one.pictures[i] for one in generated.values()] for i in range(min(most, len(prompts)))]
     return contact_sheet(rows, x_labels=labels, y_labels=list(prompts[:most]))

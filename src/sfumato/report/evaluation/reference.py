@@ -1,4 +1,4 @@
-"""The real pictures that painted ones are compared with: a folder of them, or the moments that others published."""
+"""The real pictures that generated ones are compared with: a folder of them, or the moments that others published."""
 
 from __future__ import annotations
 

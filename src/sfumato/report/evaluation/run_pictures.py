@@ -1,4 +1,4 @@
-"""The pictures of a plan: each in its own file as soon as it is painted, so that a run goes on where it was stopped."""
+"""The pictures of a plan: each in its own file as soon as it is made, so that a run goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def load_for_evaluation(model: str, options: LoadOptions | None = None) -> Pipel
     return load_with(options or LoadOptions(), model, safety="off", watermark=False)
 
 
-def paint(
+def generate_missing(
     folder: Path,
     plan: Plan,
     prompts: PromptList,
@@ -91,14 +91,14 @@ def paint(
     on_progress: OnProgress = ignore,
     on_pictures: Callable[[int], None] = lambda count: None,
 ) -> int:
-    """Paint what isn't there yet of a shard (None: of all) and give the number of pictures painted.
+    """Generate what isn't there yet of a shard (None: of all) and return the number of pictures made.
 
     Pictures depend on nothing but plan, model and machine: a run that was killed gives the same as one that wasn't.
     `on_pictures` is told of each few that are finished. `InvalidRequest` where a model isn't the one that earlier
     pictures were made with.
     """
     part = shard or Shard()
-    painted = 0
+    generated = 0
     with _times(folder, part) as note:
         for model, cells in groupby(plan.cells, key=lambda cell: cell.model):
             waiting = [(cell, i) for cell in cells for i in missing(folder, plan, cell, part)]
@@ -107,32 +107,32 @@ def paint(
             pipeline = load(model)
             _check_model(folder, model, pipeline)
             device = processor_name(pipeline.model.device)
-            session, noted = SessionLog(folder, device=device, devices=1, step=painted), time.monotonic()
+            session, noted = SessionLog(folder, device=device, devices=1, step=generated), time.monotonic()
             for cell, group in groupby(waiting, key=lambda item: item[0]):
                 picture_path(folder, cell, 0).parent.mkdir(parents=True, exist_ok=True)
                 absent = {i for _, i in group}
                 for batch in _batches(plan, part, pipeline.batch_size):
                     wanted = absent.intersection(batch)
                     if wanted:
-                        took = _paint_batch(folder, plan, prompts, cell, batch, wanted, pipeline, on_progress)
+                        took = _generate_batch(folder, plan, prompts, cell, batch, wanted, pipeline, on_progress)
                         note(cell, sorted(wanted), took)
-                        painted += len(wanted)
+                        generated += len(wanted)
                         on_pictures(len(wanted))
                         if time.monotonic() - noted > _NOTED_EVERY:
-                            session.write(painted)
+                            session.write(generated)
                             noted = time.monotonic()
-            session.write(painted)
-    return painted
+            session.write(generated)
+    return generated
 
 
 def _batches(plan: Plan, part: Shard, size: int) -> Iterator[range]:
     """A shard's pictures, the same ones together however much of them is there already: neighbours in a batch change
-    the last bits, so a batch of which one picture is missing is painted whole."""
+    the last bits, so a batch of which one picture is missing is made whole."""
     for start in range(part.index, plan.count, part.of * size):
         yield range(start, min(start + part.of * size, plan.count), part.of)
 
 
-def _paint_batch(
+def _generate_batch(
     folder: Path,
     plan: Plan,
     prompts: PromptList,
@@ -154,7 +154,7 @@ def _paint_batch(
         try:
             save_picture(np.asarray(image), path, record)
         except OutputError:
-            if not path.exists():  # another process painted the same
+            if not path.exists():  # another process made the same
                 raise
     return took
 
@@ -170,7 +170,7 @@ def conditions(folder: Path) -> dict[str, Any]:
 
 
 def seconds(folder: Path) -> dict[str, float]:
-    """Seconds of painting by cell, as far as they were noted."""
+    """Seconds of generating by cell, as far as they were noted."""
     totals: dict[str, float] = {}
     for path in sorted(folder.glob(f"{TIMES}-*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Which training pictures a painted one is nearest to: whether a model paints, or remembers (Somepalli et al. 2023)."""
+"""Which training pictures a generated one is nearest to: does a model invent, or remember (Somepalli et al. 2023)."""
 
 from __future__ import annotations
 

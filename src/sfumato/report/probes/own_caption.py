@@ -1,9 +1,8 @@
-"""Whether pictures find their own captions among others: CLIP's retrieval, as a test of what was painted."""
+"""Whether pictures find their own captions among others: CLIP's retrieval, as a test of what was generated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,6 @@ from sfumato.errors import InvalidRequest
 from sfumato.report.metrics.feature_sets import feature_set, same_width, unit_rows
 
 KS = (1, 5)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retrieval:
-    """Of `asked` pictures, how many have their own caption among the first k: `hits[k]`."""
-
-    asked: int
-    hits: dict[int, int]
 
 
 def ranks(pictures: NDArray[Any], captions: NDArray[Any], texts: Sequence[str], among: int) -> NDArray[np.intp]:
@@ -50,7 +41,7 @@ def ranks(pictures: NDArray[Any], captions: NDArray[Any], texts: Sequence[str], 
     return np.concatenate(found)
 
 
-def retrieved(pictures: NDArray[Any], captions: NDArray[Any], texts: Sequence[str], among: int) -> Retrieval:
-    """`ranks` counted for k = 1 and 5."""
+def hits(pictures: NDArray[Any], captions: NDArray[Any], texts: Sequence[str], among: int) -> dict[int, int]:
+    """How many of the pictures (N, D) have their own caption among the first k, by k = 1 and 5: `ranks`, counted."""
     found = ranks(pictures, captions, texts, among)
-    return Retrieval(asked=len(found), hits={k: int((found < k).sum()) for k in KS})
+    return {k: int((found < k).sum()) for k in KS}
