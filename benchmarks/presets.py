@@ -32,10 +32,10 @@ from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.nn.token_merging import Merging
 from sfumato.pipeline.batch import Batch, Inputs, decode_pictures, sample_latents
 from sfumato.pipeline.conditioning import Conditioning
-from sfumato.pipeline.model import GUIDANCE_SCALE, Model
+from sfumato.pipeline.model import Model
 from sfumato.pipeline.planning import plan_requests
 from sfumato.pipeline.presets import PRESETS, with_preset
-from sfumato.pipeline.request import Request
+from sfumato.pipeline.request import GUIDANCE_SCALE, Request
 from sfumato.prompt.tokenizer import Tokenizer
 
 PARTS = "quality,time"

@@ -58,7 +58,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def _announced(device: torch.device) -> torch.device:
-    """Say so where nobody has run the tests yet."""
+    """The device, with a warning where nobody has run the tests yet."""
     if device.type != "cpu" and not is_nvidia(device):
         _warn_untried("cuda (ROCm)" if device.type == "cuda" else device.type)
     return device
@@ -126,7 +126,7 @@ def free_system_memory() -> int | None:
 
 
 def gigabytes(count: int) -> str:
-    """As people say it: "2.4 GB"."""
+    """Say a number of bytes as people do: "2.4 GB"."""
     return f"{count / 1e9:.1f} GB"
 
 
@@ -134,7 +134,7 @@ _OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FA
 
 
 def is_of_memory(error: Exception) -> bool:
-    """Whether it is one of torch's ways of saying that memory ran out."""
+    """Tell whether an error is one of torch's ways of saying that memory ran out."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -174,7 +174,7 @@ _GROUPS = (  # limit, usage and statistics of control groups, versions 2 and 1, 
 
 
 def _group_leaves() -> Iterator[int]:
-    """What is left of each limit. Cached files count as used there, but give way."""
+    """Give what is left of each limit. Cached files count as used there, but give way."""
     for limit, usage, statistics in _GROUPS:
         with contextlib.suppress(OSError, ValueError):
             most = int(Path(limit).read_text())  # "max" where there is none
@@ -183,7 +183,7 @@ def _group_leaves() -> Iterator[int]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As people write it: "float16"."""
+    """Name a dtype as people write it: "float16"."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -117,10 +117,10 @@ class TorchRunner:
 
 def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
     from sfumato.modelfiles.load_options import LoadOptions
-    from sfumato.pipeline.model import GUIDANCE_SCALE, load_model
+    from sfumato.pipeline.model import load_model
     from sfumato.pipeline.pipeline import Pipeline
     from sfumato.pipeline.presets import PRESET, with_preset
-    from sfumato.pipeline.request import Request
+    from sfumato.pipeline.request import GUIDANCE_SCALE, Request
 
     is_preset = contender.kind == "preset"
     options = LoadOptions(
@@ -157,7 +157,7 @@ def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
 
 
 def _load_diffusers(contender: Contender, plan: Plan, model: Path) -> Runner:
-    from sfumato.pipeline.model import GUIDANCE_SCALE
+    from sfumato.pipeline.request import GUIDANCE_SCALE
 
     diffusers: Any = require("diffusers", extra="bench")
     device = resolve_device(plan.device)

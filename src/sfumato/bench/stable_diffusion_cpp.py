@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sfumato.bench.bench_plan import PROMPT, Plan
-from sfumato.pipeline.model import GUIDANCE_SCALE
+from sfumato.pipeline.request import GUIDANCE_SCALE
 from sfumato.runtime import require
 
 _V1_SIDE = 512

@@ -128,7 +128,7 @@ class Scheduler:
         return cls.from_config(values, **changes)
 
     def corrected(self) -> Self:
-        """As diffusers' pipelines correct a scheduler they are loaded with: `steps_offset` 1, no `clip_sample`.
+        """This scheduler as diffusers' pipelines correct one they are loaded with: `steps_offset` 1, no `clip_sample`.
 
         Only defaults are corrected; a value somebody chose is theirs, and refused when it comes to sampling.
         """

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sfumato.pictures.untrusted_pictures import read_bounded
 from sfumato.pipeline.metadata import texts_of
 from sfumato.runtime import require
 
@@ -23,16 +21,11 @@ class Settings:
     settings: Mapping[str, str]
 
 
-def read_settings(path: Path) -> Settings | None:
-    """Settings in the dialect of A1111, ComfyUI, InvokeAI, NovelAI or Fooocus; None where there are none.
-
-    `MissingExtra` without sd-parsers, `InvalidRequest` where the picture is broken.
-    """
-    return settings_of(read_bounded(path), str(path))
-
-
 def settings_of(data: bytes, name: str) -> Settings | None:
-    """`read_settings` for a file's bytes; `name` is what errors call it."""
+    """Settings in the dialect of A1111, ComfyUI, InvokeAI, NovelAI or Fooocus in a picture file's bytes, None where
+    there are none; `name` is what errors call it. Raises `MissingExtra` without sd-parsers, `InvalidRequest` where the
+    picture is broken.
+    """
     parsers = require("sd_parsers.parsers", extra="inspect").MANAGED_PARSERS
     # Its parsers get the text alone: its own file reading has no limits, and mixes up pictures read one after another.
     texts = texts_of(data, name)

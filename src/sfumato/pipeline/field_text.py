@@ -77,7 +77,7 @@ _WRITERS: Mapping[type, Callable[[Any], str]] = {
 
 @cache
 def _kinds() -> Mapping[str, tuple[object, bool]]:
-    """Of each field: the type it holds, and whether it may be None."""
+    """The type that each field holds, and whether it may be None."""
     return {name: _kind(hint) for name, hint in get_type_hints(Request).items()}
 
 

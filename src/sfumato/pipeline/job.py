@@ -127,7 +127,7 @@ class Job:
         return conditionings
 
     def _groups(self, conditionings: Sequence[Conditioning]) -> Iterator[tuple[int, list[Conditioning]]]:
-        """Index of the first picture, and conditionings, of each batch in turn."""
+        """Give the index of the first picture, and the conditionings, of each batch in turn."""
         # One generator for all fills a batch in one draw, as diffusers has it, so all pictures have to be in it.
         together = isinstance(self.generator, torch.Generator)
         requests = [one.request for one in self.planned]
@@ -188,7 +188,7 @@ class Job:
         self.on_progress(Progress(stage=stage, step=step, steps=steps, image=first, images=len(self.planned)))
 
     def _finish(self, images: Tensor, batch: Batch, first: int) -> Iterator[Finished]:
-        """Decoded pictures (B, 3, H, W) to 8 bits, through safety and watermark, with their provenance."""
+        """Bring decoded pictures (B, 3, H, W) to 8 bits, through safety and watermark, with their provenance."""
         pixels = to_pixels(images, PROFILES[batch.request.profile].rounding)
         if self.checker is not None:
             self._tell("check", 0, len(pixels), first)

@@ -70,7 +70,7 @@ def settle(modules: Sequence[nn.Module], engine: Engine, memory: str, device: to
 
 
 def warm_fits(shapes: Iterable[Sequence[int]], engine: str, memory: str, device: torch.device) -> bool:
-    """Whether to read a model's warm parts: `shapes` are its weights', `engine` the name that was asked for.
+    """Tell whether to read a model's warm parts: `shapes` are its weights', `engine` the name that was asked for.
 
     What is to be left in its file is smallest where it came from. `settle` does so in `auto` by what was loaded: the
     warm parts are no choice where they would have it done, since the model may fit as its own file stores it.

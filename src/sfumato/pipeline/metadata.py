@@ -90,13 +90,9 @@ def provenance_of(data: bytes, name: str) -> Provenance | None:
         raise InvalidRequest(f"{name}: {error}") from error
 
 
-def read_parameters(path: Path) -> Parameters | None:
-    """The settings in A1111's text, ours or another program's; None where the picture has none."""
-    return parameters_of(read_bounded(path), str(path))
-
-
 def parameters_of(data: bytes, name: str) -> Parameters | None:
-    """`read_parameters` for a file's bytes; `name` is what errors call it."""
+    """The settings in A1111's text in a picture file's bytes, ours or another program's; None where it has none.
+    `name` is what errors call it. Raises `InvalidRequest` where the picture is broken."""
     texts = texts_of(data, name)
     if _PARAMETERS in texts:
         return parse_parameters(texts[_PARAMETERS])

@@ -23,12 +23,11 @@ from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.clip_text import ClipText
 from sfumato.models.unet import UNet
 from sfumato.pipeline.memory_mode import settle, tiling_in, warm_fits
+from sfumato.pipeline.request import GUIDANCE_SCALE
 from sfumato.progress import OnProgress, Progress, ignore
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.runtime import compute_exactly, resolve_device, resolve_dtype
 from sfumato.weights.mapper import fill_as_stored
-
-GUIDANCE_SCALE = 7.5  # for a model whose makers recommend none: diffusers' default, and the card's samples'
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,7 @@ def _noise_settings(request: Request) -> dict[str, str]:
 
 
 def _base_size(provenance: Provenance) -> tuple[int, int]:
-    """Pixels before any upscaling."""
+    """Width and height in pixels before any upscaling."""
     request = provenance.request
     return (
         request.width or round(provenance.width / request.upscale),
@@ -139,7 +139,7 @@ def _base_size(provenance: Provenance) -> tuple[int, int]:
 
 
 def _quoted(value: str) -> str:
-    """In JSON quotes where the text would break the line apart."""
+    """Quote a text as JSON does where it would break the line apart."""
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n\r') or value != value.strip() else value
 
 

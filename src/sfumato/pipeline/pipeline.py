@@ -111,7 +111,7 @@ class Pipeline:
         return resolved
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Refuse what `generate` would refuse of these, reading prompts and sizes but painting nothing.
+        """Refuse what `generate` would refuse of these, reading prompts and sizes but making no picture.
 
         Raises `InvalidRequest`, and `UnsafeContent` where the safety policy can't be kept.
         """
@@ -247,8 +247,8 @@ class Pipeline:
         check_latents(latents, self.model.autoencoder.config.latent_channels)
 
     def _check_names(self, fields: Mapping[str, Any]) -> None:
-        """Fields that name files must name this pipeline's. A `Request` may carry other names: it may come from a
-        record made elsewhere."""
+        """Raise `InvalidRequest` for fields that name other files than this pipeline's. A `Request` may carry other
+        names: it may come from a record made elsewhere."""
         own = {"model": {self.model.name, str(self.model.path)}, "vae": {str(self.model.vae_path)}}
         for name in own.keys() & fields.keys():
             if fields[name] is not None and str(fields[name]) not in own[name]:

@@ -19,7 +19,7 @@ class PlannedRequest:
 
 
 def batch_key(request: Request) -> Request:
-    """What requests must agree in to run as one batch."""
+    """The part of a request that others must agree in to run in one batch with it."""
     return request.replace(prompt="", negative_prompt="", seed=0, variation_seed=None)
 
 

@@ -78,7 +78,7 @@ def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preset_named(name: object) -> Preset:
-    """Raises `InvalidRequest` for a name that is no preset."""
+    """The preset of this name. Raises `InvalidRequest` for a name that is none."""
     if not isinstance(name, str):
         raise InvalidRequest(f"{PRESET} must be text, not {type(name).__name__}", field=PRESET)
     check_choice(PRESET, name, PRESETS)

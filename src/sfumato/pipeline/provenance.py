@@ -86,7 +86,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Inverse of `to_json`. The text may come from anyone: anything missing, unknown or mistyped is refused."""
+        """Make a record of `to_json`'s text. It may be anyone's: anything missing, unknown or mistyped is refused."""
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:

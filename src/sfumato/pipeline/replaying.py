@@ -105,7 +105,8 @@ def replay(
 
 
 def _check_size(path: Path, stored: Pixels, recorded: Provenance, request: Request) -> None:
-    """A sheet or an animation holds its first picture's record; and a record may be anybody's, and ask for days."""
+    """Raise `InvalidRequest` where file and record differ in size: a sheet or an animation holds its first picture's
+    record, and a record may be anybody's, and ask for days."""
     assert request.width and request.height
     found = (stored.shape[1], stored.shape[0])
     asked = (upscaled(request.width, request.upscale), upscaled(request.height, request.upscale))

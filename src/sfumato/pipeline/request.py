@@ -15,6 +15,7 @@ from sfumato.diffusion.sampler_info import SAMPLERS, check_spacing
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.source import ImageSource
 
+GUIDANCE_SCALE = 7.5  # for a model whose makers recommend none: diffusers' default, and the card's samples'
 MAX_STEPS = 1000
 MAX_SIDE = 8192
 MAX_SEED = 2**63 - 1
@@ -63,11 +64,12 @@ class Request:
 
     Validated when made (`InvalidRequest` names the field); `to_json` and `from_json` are exact inverses.
     `width` and `height` are pixels, None for the model's own size; `guidance_scale` None is what the model's makers
-    recommend, 7.5 where they say nothing; `spacing` None is the profile's choice for the sampler; `steps` is ignored by
-    `dpm_adaptive`, which follows `rtol` and `atol`; `strength` counts only with an `init_image`; the guidance interval
-    is a closed range of σ outside which guidance is off. Every `cache_interval`-th model call runs all of the UNet, the
-    others its `cache_depth` outermost layers over what the last whole one found in the depths (DeepCache);
-    `token_merging` is the share of tokens merged in the finest self-attentions.
+    recommend, `GUIDANCE_SCALE` where they say nothing; `spacing` None is the profile's choice for the sampler; `steps`
+    is ignored by `dpm_adaptive`, which follows `rtol` and `atol`; `strength` counts only with an `init_image`,
+    `variation_strength` only with a `variation_seed`; the guidance interval is a closed range of σ outside which
+    guidance is off. Every `cache_interval`-th model call runs all of the UNet, the others its `cache_depth` outermost
+    layers over what the last whole one found in the depths (DeepCache); `token_merging` is the share of tokens merged
+    in the finest self-attentions.
     """
 
     prompt: str
@@ -158,7 +160,7 @@ class Request:
 
     @classmethod
     def from_dict(cls, values: object) -> Self:
-        """Inverse of `to_dict`. Unknown fields are `InvalidRequest`: they could change the picture."""
+        """Make a request of `to_dict`'s values. Unknown fields are `InvalidRequest`: they could change the picture."""
         if not isinstance(values, dict):
             raise InvalidRequest(f"a request is an object of fields, not {type(values).__name__}")
         unknown = sorted(map(str, set(values) - {field.name for field in dataclasses.fields(cls)}))
@@ -171,7 +173,7 @@ class Request:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Inverse of `to_json`."""
+        """Make a request of `to_json`'s text. Raises `InvalidRequest`."""
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:

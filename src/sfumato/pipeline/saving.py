@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -50,20 +51,25 @@ def save_picture(pixels: Pixels, path: Path, provenance: Provenance | None = Non
 def save_numbered(pixels: Pixels, folder: Path, suffix: str, provenance: Provenance) -> Path:
     """Write a picture into a folder under the next free number, seed and prompt: `00001-42-a-red-heart.png`."""
     data = encode_picture(pixels, suffix, provenance)
-    request = provenance.request
+    return write_numbered(data, folder, provenance.request.seed, provenance.request.prompt, suffix)
+
+
+def write_numbered(data: bytes, folder: Path, seed: int, words: str, suffix: str) -> Path:
+    """Write a file into a folder under the next free number, whoever takes numbers meanwhile; `words` are part of its
+    name. Raises `OutputError`."""
     while True:
-        path = next_path(folder, request.seed, request.prompt, suffix)
+        path = next_path(folder, seed, words, suffix)
         try:
             write_bytes(path, data)
         except OutputError:
-            if not path.exists():
+            if not os.path.lexists(path):
                 raise
             continue  # another process took the number first
         return path
 
 
 def next_path(folder: Path, seed: int, prompt: str, suffix: str) -> Path:
-    """The name `save_numbered` uses next. One above the highest number there, so that names sort by age."""
+    """The name that `write_numbered` uses next. One above the highest number there, so that names sort by age."""
     try:
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
     except OSError as error:

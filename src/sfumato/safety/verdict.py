@@ -31,7 +31,7 @@ Checker = Callable[[Sequence[Image.Image]], list[Verdict]]
 
 
 def judge(checker: str, scores: Mapping[str, float], flagged_by: tuple[str, ...]) -> Verdict:
-    """Flagged if anything flagged it, else safe."""
+    """Make the verdict of a checker's scores: flagged if anything flagged the picture, else safe."""
     return Verdict(
         status="flagged" if flagged_by else "safe", checker=checker, scores=dict(scores), flagged_by=flagged_by
     )

@@ -14,12 +14,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sfumato.errors import MissingExtra
-from sfumato.pipeline.dialects import read_settings
+from sfumato.pipeline.dialects import Settings, settings_of
 from sfumato.pipeline.request import Request
 from sfumato.pipeline.saving import save_picture
 from support.recorded import record
 
 PIXELS = np.zeros((8, 8, 3), np.uint8)
+
+
+def read_settings(path: Path) -> Settings | None:
+    return settings_of(path.read_bytes(), path.name)
 
 
 def png(folder: Path, texts: dict[str, str]) -> Path:

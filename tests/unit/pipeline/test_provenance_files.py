@@ -15,7 +15,7 @@ from PIL import Image, features
 from sfumato.errors import InvalidRequest, OutputError
 from sfumato.pictures.pixels import pixels_sha256
 from sfumato.pictures.source import ImageSource
-from sfumato.pipeline.metadata import read_parameters, read_provenance
+from sfumato.pipeline.metadata import parameters_of, read_provenance
 from sfumato.pipeline.provenance import differences
 from sfumato.pipeline.request import Request
 from sfumato.pipeline.saving import encode_picture, next_path, picture_suffix, save_numbered, save_picture, slug
@@ -38,7 +38,7 @@ def test_every_format_holds_picture_and_record(tmp_path: Path, suffix: str) -> N
     saved = np.array(Image.open(path).convert("RGB"))
     assert np.abs(saved.astype(int) - PIXELS).max() <= (0 if suffix == ".png" else 8)
     assert read_provenance(path) == RECORD
-    parameters = read_parameters(path)
+    parameters = parameters_of(path.read_bytes(), path.name)
     assert parameters is not None and parameters.prompt == "a red heart"
     assert encode_picture(PIXELS, suffix, RECORD) == path.read_bytes()
 
@@ -65,7 +65,7 @@ def test_xmp_says_that_an_algorithm_made_it(tmp_path: Path, suffix: str) -> None
 def test_a_picture_without_a_record_has_none(tmp_path: Path, suffix: str) -> None:
     path = save_picture(PIXELS, tmp_path / f"heart{suffix}")
     assert read_provenance(path) is None
-    assert read_parameters(path) is None
+    assert parameters_of(path.read_bytes(), path.name) is None
 
 
 def test_the_record_hashes_the_pixels_a_reader_sees(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_record_whose_text_for_others_is_too_long_keeps_ours(tmp_path: Path) -
     long = dataclasses.replace(RECORD, request=RECORD.request.replace(prompt="word " * 8000))
     path = save_picture(PIXELS, tmp_path / "heart.jpg", long)
     assert read_provenance(path) == long
-    assert read_parameters(path) is None
+    assert parameters_of(path.read_bytes(), path.name) is None
 
 
 def test_a_picture_too_wide_for_the_format_is_one_line() -> None:

@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sfumato.errors import InvalidRequest, OutputError
-from sfumato.files import make_folder, user_path, write_bytes
+from sfumato.files import make_folder, user_path
 from sfumato.pipeline.animation import save_animation
-from sfumato.pipeline.saving import encode_picture, next_path, picture_suffix, save_numbered, save_picture
+from sfumato.pipeline.saving import encode_picture, picture_suffix, save_numbered, save_picture, write_numbered
 from sfumato.runtime import require
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Destination:
             path = self.file if alone else self.file.with_stem(f"{self.file.stem}-sheet")
             return save_picture(pixels, path, provenance, overwrite=self.overwrite)
         data = encode_picture(pixels, self.suffix, provenance)
-        return _save_free(data, self.folder, provenance.request.seed, "sheet", self.suffix)
+        return write_numbered(data, self.folder, provenance.request.seed, "sheet", self.suffix)
 
     def save_animation(self, frames: Iterable[Pixels], provenance: Provenance, words: str, *, fps: float) -> Path:
         """Write a moving picture from frames, taken as they come, and give its path. `words` name a numbered one."""
@@ -54,7 +54,7 @@ class Destination:
             return save_animation(frames, self.file, fps=fps, provenance=provenance, overwrite=self.overwrite)
         with TemporaryDirectory(prefix=".walk-", dir=self.folder) as hidden:  # which number is free only shows then
             made = save_animation(frames, Path(hidden, f"walk{self.suffix}"), fps=fps, provenance=provenance)
-            return _save_free(made.read_bytes(), self.folder, provenance.request.seed, words, self.suffix)
+            return write_numbered(made.read_bytes(), self.folder, provenance.request.seed, words, self.suffix)
 
 
 def destination(
@@ -114,19 +114,6 @@ def _place(out: str) -> tuple[Path, bool]:
         raise InvalidRequest("out '' names nothing: give a file or a folder, such as pictures")
     path = user_path(out)
     return path, path.is_dir() or not path.suffix or out.endswith(("/", os.sep))
-
-
-def _save_free(data: bytes, folder: Path, seed: int, words: str, suffix: str) -> Path:
-    """Write a file under the next free number, whoever takes numbers meanwhile."""
-    while True:
-        path = next_path(folder, seed, words, suffix)
-        try:
-            write_bytes(path, data)
-        except OutputError:
-            if not os.path.lexists(path):
-                raise
-            continue  # another process took the number first
-        return path
 
 
 def check_free(file: Path, overwrite: bool) -> None:
