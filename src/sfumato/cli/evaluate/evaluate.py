@@ -34,7 +34,8 @@ from sfumato.cli.evaluate.evaluate_options import (
     statistics_files,
 )
 from sfumato.cli.evaluate.evaluate_probe import probe
-from sfumato.cli.options.flags import LOAD_FLAGS, Given, Json, Overwrite, with_flags
+from sfumato.cli.options.flags import LOAD_FLAGS, Given, Json, Overwrite
+from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json, write_line
 from sfumato.cli.terminal.progress_bar import tracking
 from sfumato.errors import InvalidRequest
@@ -147,7 +148,7 @@ On = Annotated[
 
 
 @evaluate.command()
-@with_flags(*LOAD_FLAGS)
+@with_options(given=LOAD_FLAGS)
 def run(
     given: Given,
     folder: Folder,
@@ -255,7 +256,7 @@ def report(
 
 
 @evaluate.command("reproduce-card")
-@with_flags(*LOAD_FLAGS)
+@with_options(given=LOAD_FLAGS)
 def reproduce_card(
     given: Given,
     model: Annotated[

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from sfumato.cli.options.flags import REQUEST_FLAGS, Given, Json, with_flags
+from sfumato.cli.options.flags import REQUEST_FLAGS, Given, Json
+from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import facts, stdout_console, table, write_json, write_line
 from sfumato.diffusion.sampler_info import SAMPLERS, SPACINGS
@@ -19,7 +20,7 @@ _LIST_UP_TO = 60  # points; of longer schedules the ends are shown
 _ENDS = 20
 
 
-@with_flags(*_FLAGS)
+@with_options(given=_FLAGS)
 def explain(given: Given, as_json: Json = False) -> None:
     """Say what a sampler, steps, spacing and profile do: timesteps, sigmas, UNet calls, and each profile's way.
 

@@ -14,7 +14,8 @@ import typer
 
 from sfumato.cli.images.loading import Models
 from sfumato.cli.images.prompts import requests_for
-from sfumato.cli.options.flags import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Out, Overwrite, with_flags
+from sfumato.cli.options.flags import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Out, Overwrite
+from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_json, write_line
 from sfumato.cli.terminal.progress_bar import Tracker, tracking
@@ -40,7 +41,7 @@ class Made:
     model_calls: int
 
 
-@with_flags(*REQUEST_FLAGS, *RUN_FLAGS)
+@with_options(given=(*REQUEST_FLAGS, *RUN_FLAGS))
 def generate(
     given: Given,
     prompts: Annotated[

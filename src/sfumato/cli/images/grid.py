@@ -8,13 +8,14 @@ import typer
 
 from sfumato.cli.images.generate import generations, shortened
 from sfumato.cli.images.loading import Models
-from sfumato.cli.options.flags import PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Out, Overwrite, with_flags
+from sfumato.cli.options.flags import PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Out, Overwrite
+from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_json, write_line
 from sfumato.cli.terminal.progress_bar import tracking
 
 
-@with_flags(*REQUEST_FLAGS, *RUN_FLAGS)
+@with_options(given=(*REQUEST_FLAGS, *RUN_FLAGS))
 def grid(
     given: Given,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.", show_default=False)],

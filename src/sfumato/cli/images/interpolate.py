@@ -18,8 +18,8 @@ from sfumato.cli.options.flags import (
     Json,
     Out,
     Overwrite,
-    with_flags,
 )
+from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_json, write_line
 from sfumato.cli.terminal.progress_bar import tracking
@@ -28,7 +28,7 @@ _FLAGS = tuple(flag for flag in REQUEST_FLAGS if flag.panel != IMAGES or flag.na
 _RUN = tuple(flag for flag in RUN_FLAGS if flag.name not in ("batch_size", "deterministic"))  # frames run one by one
 
 
-@with_flags(*_FLAGS, *_RUN)
+@with_options(given=(*_FLAGS, *_RUN))
 def interpolate(
     given: Given,
     first: Annotated[str, typer.Argument(metavar="PROMPT_A", help="Where it starts.", show_default=False)],

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.images.loading import Models
-from sfumato.cli.options.flags import IMAGES, MODEL, OUTPUT, RUN_FLAGS, Given, Json, with_flags
+from sfumato.cli.options.flags import IMAGES, MODEL, OUTPUT, RUN_FLAGS, Given, Json
+from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_json, write_line
 from sfumato.cli.terminal.progress_bar import tracking
@@ -25,7 +26,7 @@ _NAMES = ("device", "engine", "memory", "vae_tiling", "variant", "revision", "em
 _WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in _NAMES)
 
 
-@with_flags(*_WHERE)
+@with_options(given=_WHERE)
 def replay(
     given: Given,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture sfumato made.", show_default=False)],

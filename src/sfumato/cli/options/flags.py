@@ -1,11 +1,11 @@
-"""The flags several commands share, as data, and the decorator that puts them on a command."""
+"""The flags several commands share, as data."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -17,7 +17,7 @@ from sfumato.pipeline.request import LongPrompts, Noise, PromptSyntax
 
 PICTURE, SAMPLING, IMAGES, MODEL, OUTPUT = "Picture", "Sampling", "From a picture", "Model", "Output"
 
-_PANELS = (PICTURE, SAMPLING, IMAGES, MODEL, OUTPUT)
+PANELS = (PICTURE, SAMPLING, IMAGES, MODEL, OUTPUT)
 
 SafetyPolicy = Literal["off", "flag", "blur", "block"]
 SAFETY_POLICIES: tuple[SafetyPolicy, ...] = get_args(SafetyPolicy)
@@ -262,35 +262,3 @@ Out = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON document on stdout.", rich_help_panel=OUTPUT)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace files.", rich_help_panel=OUTPUT)]
-
-
-def with_flags(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these flags, handed to its parameter `given` as one mapping of those that were used."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        names = {flag.name for flag in flags}
-
-        def run(**arguments: Any) -> None:
-            given = {name: _text(value) for name, value in arguments.items() if name in names and value is not None}
-            command(**{name: value for name, value in arguments.items() if name not in names}, given=given)
-
-        signature = inspect.signature(command, eval_str=True)
-        own = [parameter for name, parameter in signature.parameters.items() if name != "given"]
-        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        parameters = sorted([*own, *(flag.parameter() for flag in flags)], key=_place)
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        run.__doc__, run.__name__ = command.__doc__, command.__name__
-        return run
-
-    return decorate
-
-
-def _place(parameter: inspect.Parameter) -> int:
-    """Where help shows a parameter: arguments first, then the panels in their order."""
-    panel = getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None)
-    return _PANELS.index(panel) if panel in _PANELS else -1
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
