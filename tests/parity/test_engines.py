@@ -28,6 +28,7 @@ from sfumato.engines.torch_kernels import TorchKernels
 from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.models import autoencoder, unet
 from sfumato.models.unet_config import UNetConfig
+from sfumato.user_cache import cache_folder
 from support.engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
 from support.tiny import AUTOENCODERS, UNETS
 
@@ -199,7 +200,7 @@ def test_a_compiler_that_fails_is_a_reason_and_leaves_nothing(monkeypatch: pytes
     compiler.kernels.cache_clear()
     try:
         assert "can't compile the kernels" in compiler.why_not()
-        assert list(compiler.cache_folder().iterdir()) == []
+        assert list(cache_folder().iterdir()) == []
     finally:
         compiler.kernels.cache_clear()
 
@@ -322,10 +323,10 @@ def test_openvino_matches_eager_and_is_converted_once(
     x, context, t = gaussian(2, 4, *size), gaussian(2, 7, 24, seed=2), torch.tensor([981.0, 12.5])
     engine = start("openvino", module, pictures)
     assert relative(engine.denoise(x, t, context), module(x, t, context)) <= 2e-5
-    kept = sorted(path for path in compiler.cache_folder().rglob("*") if path.is_file())
+    kept = sorted(path for path in cache_folder().rglob("*") if path.is_file())
     again = start("openvino", module, pictures)
     assert torch.equal(again.denoise(x, t, context), engine.denoise(x, t, context))
-    assert sorted(path for path in compiler.cache_folder().rglob("*") if path.is_file()) == kept
+    assert sorted(path for path in cache_folder().rglob("*") if path.is_file()) == kept
     images = gaussian(1, 3, 32, 48)
     assert relative(engine.encode(images).mean, pictures.encode(images).mean) <= 2e-5
     latents = gaussian(1, pictures.config.latent_channels, 4, 6)

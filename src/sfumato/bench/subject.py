@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sfumato.bench.bench_plan import RANDOM_V1
-from sfumato.engines.native_build import cache_folder
 from sfumato.modelfiles.model_library import resolve
+from sfumato.user_cache import cache_folder
 
 
 def model_folder(name: str, *, on_turn: Callable[[str], None] = lambda _: None) -> Path:

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfumato.doctor.finding import Finding, advice, broken, ok
-from sfumato.engines.native_build import cache_folder
 from sfumato.errors import SfumatoError
 from sfumato.modelfiles.library_index import data_dir
 from sfumato.modelfiles.model_library import ALIASES, ModelLocation, list_models
-from sfumato.modelfiles.user_caches import contents
+from sfumato.user_cache import cache_folder, contents
 
 _GB = 1e9
 _NAMED = 8

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sfumato.errors import SfumatoError
+from sfumato.user_cache import cache_folder
 
 SOURCES = Path(__file__).parent / "native"
 # No -ffast-math: it would switch the whole process to flushing denormals, and break the rounding in exp_.
@@ -82,13 +83,6 @@ def why_not() -> str:
     except NoKernelsError as error:
         return str(error)
     return ""
-
-
-def cache_folder() -> Path:
-    """The user's own folder for what can be made anew, in the place the XDG convention (on Windows, `LOCALAPPDATA`)
-    gives it."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(home) if home else Path.home() / ".cache") / "sfumato"
 
 
 def _key(compiler: str | None, flags: Sequence[str]) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.engines.native_build import cache_folder
 from sfumato.files import atomic_folder, locked
 from sfumato.models.autoencoder import Autoencoder, Posterior
 from sfumato.models.unet import UNet
 from sfumato.runtime import require
+from sfumato.user_cache import cache_folder
 
 _FILE, _TELEMETRY = "network.xml", "openvino_telemetry"
 

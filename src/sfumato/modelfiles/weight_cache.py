@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from sfumato.engines.native_build import cache_folder
 from sfumato.errors import CheckpointError
 from sfumato.files import make_folder
 from sfumato.modelfiles.hash_cache import file_hash, remembered_hash
 from sfumato.modelfiles.model_parts import Part
 from sfumato.modelfiles.open_model import ModelFiles, open_model
 from sfumato.runtime import dtype_name, logger
+from sfumato.user_cache import cache_folder
 from sfumato.weights.checkpoint import Checkpoint, open_checkpoint
 from sfumato.weights.mapped_file import TensorInfo
 from sfumato.weights.mapper import Entry

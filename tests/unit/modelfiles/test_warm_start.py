@@ -16,7 +16,6 @@ from sfumato.errors import InvalidRequest
 from sfumato.modelfiles.conversion import convert
 from sfumato.modelfiles.load_options import LoadOptions
 from sfumato.modelfiles.open_model import open_model
-from sfumato.modelfiles.user_caches import cleared, contents
 from sfumato.modelfiles.weight_cache import entries, warm, warm_folder
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
@@ -25,6 +24,7 @@ from sfumato.nn.lazy_weights import stored_layers
 from sfumato.pipeline import memory_mode
 from sfumato.pipeline.model import Model, load_model
 from sfumato.runtime import dtype_name
+from sfumato.user_cache import cleared, contents
 from sfumato.weights import mapper
 from sfumato.weights.checkpoint import Checkpoint
 from support.tiny_pipeline import POCKET

@@ -165,8 +165,8 @@ def cache(
 
     All of it is made anew where it is needed, but for warm weights: those are written by `warm`.
     """
-    from sfumato.modelfiles.user_caches import KINDS, cleared, contents
     from sfumato.modelfiles.weight_cache import entries
+    from sfumato.user_cache import KINDS, cleared, contents
 
     if clear is not None:
         freed = cleared(clear)

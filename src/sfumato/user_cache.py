@@ -1,14 +1,14 @@
-"""What the user's cache holds, by kind: how much, and how to be rid of it. Only names listed here are ever deleted."""
+"""The user's cache: where it is, what it holds by kind, and how to be rid of it. Only names listed here are deleted."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.choices import check_choice
-from sfumato.engines.native_build import cache_folder
 from sfumato.errors import OutputError
 
 ALL = "all"
@@ -30,8 +30,15 @@ KINDS: Mapping[str, CacheKind] = {
 }
 
 
+def cache_folder() -> Path:
+    """The user's own folder for what can be made anew, in the place the XDG convention (on Windows, `LOCALAPPDATA`)
+    gives it."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(home) if home else Path.home() / ".cache") / "sfumato"
+
+
 def contents() -> dict[str, int]:
-    """Bytes of each kind."""
+    """Count the bytes of each kind."""
     return {name: sum(map(size_of, _entries(kind))) for name, kind in KINDS.items()}
 
 
