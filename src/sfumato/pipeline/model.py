@@ -75,7 +75,7 @@ class Model:
 def load_model(path: Path, options: LoadOptions, *, name: str, on_progress: OnProgress = ignore) -> Model:
     """Read a model in either layout onto a device, tensor by tensor from the memory map, and start its engine.
 
-    Parts that `warm_start.warm` has written before are read from there: the same numbers, in less time and memory;
+    Parts that `weight_cache.warm` has written before are read from there: the same numbers, in less time and memory;
     not where `warm_fits` says that their own files are the smaller choice.
 
     Raises as `open_model`, `resolve_device`, `engines.registry.start`, `tiling_in` and `settle` do, and `InvalidConfig`
