@@ -71,13 +71,13 @@ class Checkpoints:
         self._pending = self._writer.submit(self._write, step, dict(tensors), dict(config), score)
 
     def wait(self) -> None:
-        """Until the last `save` is on the disk; raises its `OutputError`."""
+        """Wait until the last `save` is on the disk; raises its `OutputError`."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """`wait`, and end the writing thread."""
+        """Wait for the last `save`, and end the writing thread."""
         try:
             self.wait()
         finally:

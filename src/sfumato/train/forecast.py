@@ -21,7 +21,7 @@ _WARM_UP, _TIMED = 1, 3  # steps
 
 
 class NoData:
-    """In the place of a data set, of which a forecast needs none."""
+    """What stands in the place of a data set, of which a forecast needs none."""
 
     def __len__(self) -> int:
         return 1

@@ -9,7 +9,7 @@ import torch
 
 
 def single_threaded_pool(count: int, name: str) -> ThreadPoolExecutor:
-    """So many threads, started, in each of which torch computes on that thread alone.
+    """A pool of `count` threads, started, in each of which torch computes on that thread alone.
 
     A thread that shares out a single operation gets OpenMP helpers of its own, for as long as it lives. From then on
     GNU's OpenMP sees more threads than cores and puts waiting ones to sleep at once instead of after some

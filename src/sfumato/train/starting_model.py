@@ -34,7 +34,7 @@ class KeptModel:
 
     @property
     def name(self) -> str:
-        """What it was called, and which it is."""
+        """The model's name, and which it is."""
         described = read_object(self.folder / _DESCRIPTION)
         return f"{described['model']} (UNet's sha256 {described['sha256']['unet'][:12]})"
 
@@ -43,7 +43,7 @@ class KeptModel:
         return self.folder / "tokenizer"
 
     def autoencoder(self) -> Autoencoder:
-        """In float32, ready to encode."""
+        """The model's autoencoder in float32, ready to encode."""
         return read_part(self.folder / "vae", VAE)
 
     def weights(self) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ class KeptModel:
 
 
 def kept_model(folder: Path) -> KeptModel | None:
-    """The one that the runs in `folder` were begun with, None where they were begun with nothing."""
+    """The model that the runs in `folder` were begun with, None where they were begun with nothing."""
     kept = folder / _FOLDER
     return KeptModel(kept) if (kept / _DESCRIPTION).is_file() else None
 

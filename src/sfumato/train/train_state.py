@@ -90,7 +90,7 @@ def averaged_weights(tensors: Mapping[str, Tensor], decay: float | None = None) 
 
 
 def within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin with `prefix`, by the rest of their names."""
+    """The tensors, of any shapes, whose names begin with `prefix`, by the rest of their names."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

@@ -78,7 +78,7 @@ def train(
     Under torchrun all processes call it alike, with a folder that they share; a CUDA device without a number is that of
     the process's place. The first process writes. Order and randomness don't depend on the number of processes, losses
     agree to rounding, and a run goes on with another number, or as another `parallel`. With FSDP the outcome's state is
-    cut up; the checkpoint isn't, for whoever reads it.
+    sharded; the checkpoint isn't, for whoever reads it.
 
     Raises `InvalidConfig` when the folder's run has another config, `NumericalError` when a loss or gradient is not
     finite (the batch is saved), `OutputError` when the disk is full (the checkpoints before stay), `PeerFailed`
@@ -167,8 +167,8 @@ class _Loop:
             parameter.requires_grad_(parameter in learned)
         averages = [Ema(module, decay) for decay in (config.ema_decay, *config.ema_decays)]
         powers = [PowerEma(module, sigma_rel) for sigma_rel in config.ema_sigma_rels]
-        # where weights are cut up, the averages are put together in this one to be validated
-        self.shown = Ema(module, 0.0).module if self.sharded and world.is_main else None
+        # where weights are sharded, the averages are gathered in this one to be validated
+        self.gathered = Ema(module, 0.0).module if self.sharded and world.is_main else None
         prepare(module, config)
         kept = [*(average.module for average in averages), *(power.module for power in powers)]
         loss = distributed(LossModule(self.task, module), kept, config.parallel, world)
@@ -304,9 +304,9 @@ class _Loop:
         averages = {"" if ema is self.state.ema else f"-ema-{ema.decay}": ema for ema in self.state.averages}
         for name, ema in averages.items():
             weights = {key: gather(tensor) for key, tensor in ema.module.state_dict().items()} if self.sharded else {}
-            if self.shown is not None:
-                self.shown.load_state_dict(weights)
-            module = self.shown or ema.module
+            if self.gathered is not None:
+                self.gathered.load_state_dict(weights)
+            module = self.gathered or ema.module
             measured = self.world.all_or_fail(lambda: self._measure(module, name) if self.world.is_main else {})  # noqa: B023
             if not name:
                 self.score = self.world.broadcast(measured.get("score"))

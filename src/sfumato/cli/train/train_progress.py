@@ -31,10 +31,10 @@ def is_first_process() -> bool:
 
 @contextmanager
 def training_progress() -> Iterator[OnProgress]:
-    """On a terminal a bar with images/s and the time left; elsewhere a line every so many steps, and every half minute
-    while pictures are drawn or encoded."""
+    """Show on a terminal a bar with images/s and the time left; elsewhere a line every so many steps, and every half
+    minute while pictures are drawn or encoded."""
     terminal = sys.stderr.isatty()
-    with _told(steps=not terminal):
+    with _shown_log(steps=not terminal):
         if not is_first_process():
             yield ignore
         elif not terminal:
@@ -113,8 +113,8 @@ def _bar() -> Bar:
 
 
 @contextmanager
-def _told(*, steps: bool) -> Iterator[None]:
-    """What the trainer says of its run is shown meanwhile, its lines about steps only if `steps`."""
+def _shown_log(*, steps: bool) -> Iterator[None]:
+    """Show meanwhile what the trainer logs of its run, its lines about steps only if `steps`."""
     logger = logging.getLogger("sfumato")
     level = logger.level
 

@@ -73,8 +73,8 @@ _MODES: Mapping[Parallel, Callable[[LossModule, Sequence[nn.Module], World], nn.
 
 @contextlib.contextmanager
 def gradients_exchanged(loss: nn.Module, last: bool) -> Iterator[None]:
-    """Whether the backward pass in this block ends with the processes exchanging their gradients: only the last of
-    those that make one step has to."""
+    """Decide whether the backward pass in this block ends with the processes exchanging their gradients: only the last
+    of those that make one step has to."""
     if isinstance(loss, DistributedDataParallel) and not last:
         with loss.no_sync():
             yield

@@ -114,7 +114,7 @@ def encode_moments(
 
     `preparation` makes pixels of a picture; `workers` threads do so ahead of the encoder, which computes in `precision`
     on the device its weights are on. `tokenizer` stores the captions' token ids, too. `write` has other machines do the
-    work (`encode_ray`) in the place of this process.
+    work (`encode_on_ray`) in the place of this process.
 
     Raises `DataError` for a sample that can't be read or has no caption (unless they aren't `captions_required`), and
     where what is in the folder was made from other samples; `InvalidRequest` where it was made in another way;
@@ -151,7 +151,7 @@ def encode_moments(
 
 
 def encode_here(workers: int) -> WriteParts:
-    """In this process, with so many threads that prepare pictures."""
+    """Make the parts in this process, with `workers` threads that prepare pictures."""
 
     def write(encoding: Encoding, autoencoder: Autoencoder, folder: Path, numbers: Sequence[int], count: Count) -> None:
         for number, encoded in _encoded_parts(encoding, autoencoder, numbers, workers, count):
@@ -212,7 +212,7 @@ def missing_parts(encoding: Encoding, folder: Path) -> list[int]:
 def _encoded_parts(
     encoding: Encoding, autoencoder: Autoencoder, numbers: Sequence[int], workers: int, count: Count
 ) -> Iterator[tuple[int, Encoded]]:
-    """Those parts, one after the other."""
+    """Encode those parts, one after the other."""
     encode = _Encoder(autoencoder, half=encoding.spec.precision == "bfloat16")
     batches = [
         (number, samples[i : i + encoding.spec.batch])
@@ -312,7 +312,7 @@ def _readable(path: Path) -> Part | None:
 
 
 def _refuse_another(made: Mapping[str, object], spec: MomentsSpec, where: Path) -> None:
-    """`InvalidRequest` where something there was made in another way."""
+    """Raise `InvalidRequest` where something there was made in another way."""
     for name, wanted in spec.values().items():
         if made.get(name) != wanted:
             raise InvalidRequest(
@@ -321,7 +321,7 @@ def _refuse_another(made: Mapping[str, object], spec: MomentsSpec, where: Path) 
 
 
 def _compare(encoding: Encoding, part: Part, samples: range, path: Path) -> None:
-    """`DataError` where some of a finished part's samples aren't what the data set gives today."""
+    """Raise `DataError` where some of a finished part's samples aren't what the data set gives today."""
     if len(part) != len(samples):
         raise DataError(f"{path} has {len(part)} samples, not {len(samples)}: delete it, and encode again")
     count = min(_COMPARED, len(samples))

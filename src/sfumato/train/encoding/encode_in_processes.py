@@ -17,7 +17,7 @@ from sfumato.train.encoding.encode_dataset import Count, Encoding, WriteParts, e
 
 
 def encode_in_processes(count: int) -> WriteParts:
-    """By so many processes, on the device that the autoencoder is on. The data set must survive pickling."""
+    """Have `count` processes make the parts, on the autoencoder's device. The data set must survive pickling."""
 
     def write(encoding: Encoding, autoencoder: Autoencoder, folder: Path, numbers: Sequence[int], tell: Count) -> None:
         if min(count, len(numbers)) < 2:

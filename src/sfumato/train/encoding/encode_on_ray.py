@@ -45,7 +45,7 @@ class PartWriter:
 
 
 def encode_on_ray(*, actors: int, device: str = "auto", threads: int | None = None, workers: int = 2) -> WriteParts:
-    """By so many actors, of the cluster that RAY_ADDRESS names or of one started on this machine.
+    """Have `actors` make the parts, of the cluster that RAY_ADDRESS names or of one started on this machine.
 
     With `device` "cuda" each asks the cluster for a GPU, else for `threads` cores (as many as torch uses here).
     `MissingExtra` without Ray.

@@ -11,7 +11,7 @@ from sfumato.prompt.tokenizer import Tokenizer
 def drawn_caption(
     captions: tuple[str, ...], dropout: float, generator: torch.Generator, *, shuffle_tags: bool = False
 ) -> str:
-    """One of a picture's captions, or "" with probability `dropout`, or where there is none."""
+    """Draw one of a picture's captions, or "" with probability `dropout`, or where there is none."""
     kept = float(torch.rand((), generator=generator)) >= dropout
     if not captions or not kept:
         return ""

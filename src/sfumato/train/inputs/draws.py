@@ -27,11 +27,11 @@ class Draws:
     device: torch.device | None = None
 
     def generator(self, purpose: str, number: int) -> torch.Generator:
-        """For one sample."""
+        """A generator for one sample."""
         return torch.Generator().manual_seed(_key("sample", self.seed, number, purpose))
 
     def shared(self, purpose: str) -> torch.Generator:
-        """One for the whole step, the same in every process and micro-batch."""
+        """A generator for the whole step, the same in every process and micro-batch."""
         return torch.Generator().manual_seed(_key("step", self.seed, self.step, purpose))
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
@@ -73,7 +73,7 @@ def _mixed(words: Tensor) -> Tensor:
 
 
 def _shifted(words: Tensor, bits: int) -> Tensor:
-    """To the right, zeros coming in."""
+    """Shift words to the right, zeros coming in."""
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -86,6 +86,6 @@ def _low(words: Tensor) -> Tensor:
 
 
 def _key(*names: str | int) -> int:
-    """63 bits."""
+    """A key of 63 bits."""
     digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

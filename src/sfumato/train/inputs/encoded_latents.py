@@ -35,7 +35,7 @@ class LatentDataset(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoredLatents:
-    """What `encode_moments` made."""
+    """The latents that `encode_moments` made."""
 
     moments: Moments
 

@@ -105,13 +105,13 @@ class _AllBut(Sequence[int]):
 
 
 def spread(size: int, count: int = MOST_HELD_OUT) -> list[int]:
-    """Up to `count` numbers below `size`, evenly spread."""
+    """Choose up to `count` numbers below `size`, evenly spread."""
     chosen = min(size, count)
     return [i * size // chosen for i in range(chosen)]
 
 
 def differently_called(dataset: Dataset, count: int) -> list[Sample]:
-    """Up to `count` samples, evenly spread, no two with the same first caption. `DataError` for one without."""
+    """Choose up to `count` samples, evenly spread, no two with the same first caption. `DataError` for one without."""
     found: dict[str, int] = {}
     for index in spread(len(dataset), 4 * count):
         record = dataset.record(index)

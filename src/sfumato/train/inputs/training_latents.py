@@ -108,7 +108,7 @@ def by_bucket(dataset: Dataset, buckets: Sequence[Bucket]) -> dict[Bucket, list[
 
 
 def check_shape(latents: LatentDataset, channels: int, side: int) -> None:
-    """`DataError` unless the first sample is of that many channels and cells a side."""
+    """Raise `DataError` unless the first sample is of that many channels and cells a side."""
     shape = tuple(latents.latents(0).mean.shape)
     if shape != (channels, side, side):
         raise DataError(

@@ -29,7 +29,7 @@ class Tracker(Protocol):
 
 
 def open_trackers(config: RunConfig, folder: Path, values: Mapping[str, Any], *, after: int) -> list[Tracker]:
-    """Those that `config` asks for; steps beyond `after` will come again. `MissingExtra` says what to install."""
+    """Open those that `config` asks for; steps beyond `after` will come again. `MissingExtra` says what to install."""
     trackers: list[Tracker] = []
     if config.tensorboard:
         trackers.append(_TensorBoard(folder / TENSORBOARD, after))
@@ -57,7 +57,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """One run there for a folder here: its id is kept in the folder, so that resuming goes on with it."""
+    """One run of Weights & Biases for a folder here: its id is kept in the folder, so that resuming goes on with it."""
 
     def __init__(self, project: str, folder: Path, values: Mapping[str, Any]) -> None:
         self._wandb: Any = require("wandb", extra="wandb")

@@ -37,5 +37,5 @@ class EfficientNetFeatures(nn.Module):
 
 
 def load_efficientnet(path: Path) -> EfficientNetFeatures:
-    """From the package's file (`models.efficientnet`). `CheckpointError` names what is missing or mis-shaped."""
+    """Load the package's file (`models.efficientnet`). `CheckpointError` names what is missing or mis-shaped."""
     return EfficientNetFeatures(load_network(path, blocks=_TAPS[-1] + 1))

@@ -56,7 +56,7 @@ class Lpips(nn.Module):
 
 
 def load_lpips(vgg: Path, heads: Path) -> Lpips:
-    """From torchvision's VGG16 (`features.0.weight` …) and LPIPS' linear heads (`lin0.model.1.weight` …), either as
+    """Load torchvision's VGG16 (`features.0.weight` …) and LPIPS' linear heads (`lin0.model.1.weight` …), either as
     safetensors or as torch.save wrote them. `CheckpointError` names what is missing."""
     model = Lpips()
     with open_checkpoint(vgg) as checkpoint:

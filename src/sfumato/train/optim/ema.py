@@ -28,8 +28,8 @@ class Ema:
 
 
 class PowerEma:
-    """The same with a decay that grows with the steps, so that the average spans a fixed share of the run
-    (`power_profile`); from snapshots of a few of them that of any other share is put together (`posthoc`)."""
+    """A copy that follows with a decay that grows with the steps, so that the average spans a fixed share of the run
+    (`power_profile`); from snapshots of a few of them that of any other share is put together (`posthoc_ema`)."""
 
     def __init__(self, module: nn.Module, sigma_rel: float) -> None:
         self.module = _resting_copy(module)

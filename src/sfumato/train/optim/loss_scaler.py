@@ -31,21 +31,21 @@ class LossScaler:
             self.scale = 1.0
 
     def overflowed(self) -> bool:
-        """After a gradient that isn't finite: whether that can be the scale's fault, which it is smaller after."""
+        """Note a gradient that isn't finite: whether that can be the scale's fault, which it is smaller after."""
         if not self.enabled or self.scale <= 1.0:
             return False
         self.scale, self.steady = self.scale * _BACKOFF, 0
         return True
 
     def went_well(self) -> None:
-        """After a step with finite gradients."""
+        """Note a step with finite gradients."""
         if self.enabled:
             self.steady += 1
             if self.steady == _INTERVAL:
                 self.scale, self.steady = self.scale * _GROWTH, 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: nothing for other precisions."""
+        """Give what a checkpoint keeps, (2,) float64: nothing for other precisions."""
         return {"scaler.state": torch.tensor([self.scale, self.steady], dtype=torch.float64)} if self.enabled else {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

@@ -37,7 +37,7 @@ class Stepper:
     world: World
 
     def step(self, parts: Sequence[tuple[Batch, Draws]]) -> dict[str, float]:
-        """One optimiser step over micro-batches; returns what to log: means over the samples of all processes.
+        """Take one optimiser step over micro-batches; returns what to log: means over the samples of all processes.
 
         `NumericalError` where a loss or gradient is not finite, with the state as it was before.
         """
@@ -100,7 +100,7 @@ class Stepper:
 
 
 def check_device(config: RunConfig, device: torch.device) -> None:
-    """`InvalidConfig` where the device can't train in the configured precision, or hold the data set."""
+    """Raise `InvalidConfig` where the device can't train in the configured precision, or hold the data set."""
     if config.resident and device.type not in ("cpu", "cuda"):
         raise InvalidConfig(f"run.resident needs a CUDA device or the CPU, not {device.type}: set it to false")
     if config.precision == "float16" and device.type != "cuda":

@@ -207,7 +207,7 @@ class AutoencoderTask:
         return pairs
 
     def _latent_noise(self, draws: Draws, latents: Tensor) -> Tensor:
-        """As much for each sample as chance says, from none to the most."""
+        """Noise (B, C, h, w), as much for each sample as chance says, from none to the most."""
         deviation = self.config.latent_noise * draws.uniform("latent noise share")[:, None, None, None]
         return (deviation * draws.normal("latent noise", latents.shape[1:])).to(latents.device)
 

@@ -17,7 +17,7 @@ SHARE = 0.3  # of the token positions that the prediction sees: each must know t
 
 
 class CaptionHead(nn.Module):
-    """From a text encoder's states to the principal components of the latents."""
+    """A linear map from a text encoder's states to the principal components of the latents."""
 
     mean: Tensor
     basis: Tensor

@@ -86,7 +86,7 @@ class LatentDiffusion(nn.Module):
 
 
 def trained_networks(config: DiffusionTraining, weights: Mapping[str, Tensor]) -> LatentDiffusion:
-    """The networks with a run's weights, ready to paint, without the head that only training has."""
+    """The networks with a run's weights, ready to generate, without the head that only training has."""
     module = LatentDiffusion(UNet(config.unet), ClipText(config.text_encoder))
     module.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith("head.")})
     return module.eval()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def transformed(latents: Tensor, pictures: Tensor, factor: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Both under one random transform: scaled by s in [¼, 1], then turned by quarters.
+    """Put latents and pictures under one random transform: scaled by s in [¼, 1], then turned by quarters.
 
     Latents (B, C, n, n) and pictures (B, 3, factor·n, factor·n). The scales are those that leave whole latent cells;
     one transform for all keeps the batch one tensor.

@@ -49,14 +49,14 @@ class NoiseConfig:
 
 @dataclass(frozen=True, slots=True)
 class NoiseLevels:
-    """For each timestep: ᾱ, the probability that it is drawn (as a cumulative sum), and its loss' weight. All (T,)."""
+    """Of each timestep ᾱ, the probability that it is drawn (as a cumulative sum), and its loss' weight. All (T,)."""
 
     alphas_cumprod: Tensor
     cumulative: Tensor
     weights: Tensor
 
     def to(self, device: torch.device) -> NoiseLevels:
-        """The same there."""
+        """These levels on `device`."""
         return NoiseLevels(self.alphas_cumprod.to(device), self.cumulative.to(device), self.weights.to(device))
 
     def timesteps(self, uniform: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ class ChannelStatistics:
 
 @torch.no_grad()
 def channel_statistics(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> ChannelStatistics:
-    """Over pictures (B, 3, H, W) in [-1, 1]. The variance is the means' plus the posteriors' own, in float64."""
+    """Measure the latents of pictures (B, 3, H, W) in [-1, 1], in float64. The variance is the means' plus the
+    posteriors' own. Raises `InvalidConfig` without a picture."""
     latent = autoencoder.config.latent_channels
     count, total, squares = 0, torch.zeros(latent, dtype=torch.float64), torch.zeros(latent, dtype=torch.float64)
     for pictures in batches:
