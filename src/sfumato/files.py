@@ -36,6 +36,11 @@ _REASONS = {
 }
 # Inside the caller's block only these can be about our file; any other OSError is about something the caller read.
 _WHILE_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+# What the system refuses whoever reads or writes, with words that are true of both.
+_REFUSALS = {
+    errno.EACCES: "no permission: choose another place, or have it given",
+    errno.EPERM: "no permission: choose another place, or have it given",
+} | {code: _REASONS[code] for code in (errno.EROFS, errno.ENAMETOOLONG, *_WHILE_WRITING)}
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # some network shares
 
 
@@ -71,6 +76,12 @@ def user_path(text: str | Path) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise InvalidRequest(f"{text}: there is no such user's home folder; write the path out") from error
+
+
+def system_refusal(error: OSError) -> str | None:
+    """Say in a line what the system refused: the file's name and what to do; None where it may be our own mistake."""
+    reason = _REFUSALS.get(error.errno or 0)
+    return None if reason is None or error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
 
 
 @contextlib.contextmanager

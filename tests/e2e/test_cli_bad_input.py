@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -55,6 +56,9 @@ WRONG: dict[str, tuple[int, str, list[str]]] = {
     "already there": (1, "fine.png: already exists", ["generate", "cat", "--out", "fine.png"]),
     "folder is a file": (1, "text.txt: is a file", ["generate", "cat", "--out", "text.txt/pictures/"]),
     "folder can't be": (1, "the folder could not be made", ["generate", "c", "-o", "/proc/no/pictures", "-S", "1"]),
+    "out too long": (1, "the name is too long: choose a shorter one", ["generate", "cat", "--out", f"{'x' * 300}.png"]),
+    "folder too long": (1, "the name is too long", ["generate", "cat", "--out", f"{'x' * 300}/"]),
+    "model too long": (1, "the name is too long", ["generate", "cat", "--model", "x" * 300]),
     "grid field": (2, "did you mean 'sampler'?", ["grid", "cat", "--x", "samplr=plms"]),
     "grid value": (2, "sampler 'foo' is unknown", ["grid", "cat", "--x", "steps=5", "--y", "sampler=plms,foo"]),
     "grid without values": (2, "write it as field=a,b,c", ["grid", "cat", "--x", "sampler"]),
@@ -115,6 +119,18 @@ def test_what_nobody_expected_is_one_line_too(cli: Cli, monkeypatch: pytest.Monk
         "sfumato: something unexpected went wrong (ZeroDivisionError: line one line two): "
         "run again with --debug, and report what it shows"
     ]
+
+
+def test_what_the_system_refuses_is_no_surprise(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/locked/model.json")
+
+    monkeypatch.setattr("sfumato.pipeline.pipeline.Pipeline.generate", refuse)
+    outcome = cli("generate", "cat")
+    assert (outcome.code, outcome.err) == (
+        1,
+        "sfumato: /locked/model.json: no permission: choose another place, or have it given\n",
+    )
 
 
 def test_a_full_disk_leaves_nothing(cli: Cli, folder: Path) -> None:

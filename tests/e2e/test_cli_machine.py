@@ -46,6 +46,8 @@ def test_bench_writes_a_table_json_and_a_plot(cli: Cli, folder: Path) -> None:
         (("--quality", "x.png", "--out", "there.json"), "already exists"),
         (("--out", "there.json"), "already exists"),
         (("--json", "there.json"), "already exists"),  # as `--out` was called before
+        (("--out", f"{'x' * 300}.json"), "the name is too long"),
+        (("--plot", "/tmp", "--overwrite"), "is a folder"),
         (("there.json",), "no word beside its options"),
         (("--json", "a.json", "b.json"), "leave out 'a.json b.json'"),
         (("--model", "no-such-model"), "no model"),

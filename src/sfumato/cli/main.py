@@ -29,6 +29,7 @@ from sfumato.cli.models.models import models
 from sfumato.cli.terminal.output_lines import guarded_stdout, log_to_stderr, silence, write_error, write_traceback
 from sfumato.cli.train.train import train
 from sfumato.errors import PeerFailed, PeerGone, SfumatoError
+from sfumato.files import system_refusal
 from sfumato.runtime import bound_openmp_waiting
 
 INTERRUPTED = 130
@@ -124,6 +125,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, FileNotFoundError) and _is_nowhere():
             return _fail(error, "the current folder was deleted: go to one that is there, with cd", 2, debug)
+        if isinstance(error, OSError) and (refusal := system_refusal(error)):
+            return _fail(error, refusal, 1, debug)
         reason = f"something unexpected went wrong ({type(error).__name__}: {error})"
         hint = "" if debug else ": run again with --debug, and report what it shows"
         return _fail(error, reason + hint, 1, debug)

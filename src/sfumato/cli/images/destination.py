@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,15 @@ def _place(out: str) -> tuple[Path, bool]:
 
 
 def check_free(file: Path, overwrite: bool) -> None:
-    """Refuse now, and not when the work is done, a file that is there already. Raises `OutputError`."""
-    if not overwrite and os.path.lexists(file):
+    """Refuse now, and not when the work is done, a file that is there already, or a folder. Raises `OutputError`, and
+    `OSError` for a name that can't be one."""
+    try:
+        mode = file.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"{file}: is a folder: give a file's name")
+    if not overwrite:
         raise OutputError(f"{file}: already exists: pass --overwrite to replace it, or choose another name")
 
 
