@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench card peers gpu-test gpu-bench gpu-train clean
+.PHONY: help demo test quick check format docs dist bench card peers gpu-test gpu-bench gpu-train clean
 
 help:
 	@echo "make demo    make a picture with the embedded model and say where it is"
 	@echo "make test    the whole test suite (and make check)"
+	@echo "make quick   the tests that aren't marked slow: under 90 seconds on two cores"
 	@echo "make check   format, lint, types, layers"
+	@echo "make docs    the documentation as a site, with the reference made from docstrings"
+	@echo "make dist    the wheel, tried in a fresh environment without the checkout"
 	@echo "make bench   the benchmarks of benchmarks/, on this machine"
 	@echo "make card    the embedded model's README.md anew, from its weights, card.toml and scores.json"
 	@echo "make peers   compare the metrics with torch-fidelity, clean-fid, torchmetrics… in an environment of their own"
@@ -44,6 +47,9 @@ demo: $(VENV)/.run
 test: check
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile -m "not slow"
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check --quiet
@@ -53,6 +59,24 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format --quiet
 	$(BIN)/ruff check --quiet --fix
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet # not of ours: an advertisement of another program
+	@echo "The site is in $(CURDIR)/site: open site/index.html"
+
+# Tried where nothing of the checkout can be found: a fresh environment, another folder, no PYTHONPATH. There it makes
+# pictures, runs examples/, and says what it is.
+dist: $(VENV)/.dev
+	rm -rf dist build/dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(PYTHON) -m venv build/dist/venv
+	build/dist/venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt dist/*.whl
+	mkdir -p build/dist/work
+	cp -r examples build/dist/work
+	cd build/dist/work && unset PYTHONPATH && ../venv/bin/sfumato --version && ../venv/bin/sfumato generate "a red heart" --steps 10 \
+		&& for script in examples/*.py; do echo "$$script"; ../venv/bin/python "$$script" || exit 1; done
+	rm -rf build/dist
+	@ls -sh dist
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
@@ -102,4 +126,4 @@ gpu-train:
 	tar --create --directory $(RUN) model $(if $(START),,tokenizer) latents.json | split --bytes=$(PART_MB)MiB - $(PARTS)/model.tar.
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist site
