@@ -1,4 +1,4 @@
-"""A hook of the documentation's site: pages that live elsewhere in the repository, and links that hold in both places."""
+"""A hook of the documentation's site: pages that live elsewhere in the repository, and links that hold in both."""
 
 from __future__ import annotations
 

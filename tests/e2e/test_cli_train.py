@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 import sfumato
 from sfumato.caption_retrieval import Retriever
@@ -231,9 +231,10 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 def killed_beside_another(folder: Path, arguments: tuple[str, ...]) -> tuple[int, list[str]]:
     """Two processes as torchrun starts them, the second killed when the run in `folder` has come to step 2: exit
     code and lines of the first. torchrun itself would end it at about the time at which it says why it stops."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": 2}
+    # Port 0 is one that is free. The store is there before they are, as torchrun's is.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "WORLD_SIZE": 2}
+    rendezvous["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     processes = [
         subprocess.Popen(
             [sys.executable, *ENTRY, *arguments],

@@ -1,10 +1,20 @@
-"""A data set of drawn shapes, in memory."""
+"""A data set of drawn shapes, in memory, and the small autoencoder that encodes such."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
 from PIL import Image, ImageDraw
 
-from sfumato.data.samples import Record, Sample
+from sfumato.data.moments import Moments
+from sfumato.data.samples import Dataset, Record, Sample
+from sfumato.data.transforms import Preparation
+from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
+from sfumato.train.encoding.encode_dataset import encode_moments
+
+TINY = AutoencoderConfig(block_channels=(8, 16), layers_per_block=1, norm_groups=4, sample_size=16)
+SQUARE = Preparation(width=16, height=16)
 
 COLOURS = ("red", "blue", "green", "orange", "purple", "black", "teal", "pink")
 
@@ -30,3 +40,14 @@ class Shapes:
         )
         record = self.record(index)
         return Sample(key=record.key, captions=record.captions, fields={}, picture=picture)
+
+
+def autoencoder(seed: int = 0) -> Autoencoder:
+    torch.manual_seed(seed)
+    return Autoencoder(TINY)
+
+
+def encoded(dataset: Dataset, folder: Path, **changes: object) -> Moments:
+    """The moments of `dataset`, or what is left of them: also for a process that will be killed."""
+    options = {"preparation": SQUARE, "batch": 4, "samples_per_part": 10, **changes}
+    return encode_moments(dataset, autoencoder(), folder, **options)

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,12 +27,8 @@ TESTS = Path(__file__).parents[2]
 
 
 def _command(processes: int, folder: Path, jobs: list[str]) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    rendezvous = ["--master-addr=127.0.0.1", f"--master-port={port}"]
-    return [sys.executable, *launcher, *rendezvous, str(TESTS / "support" / "train_processes.py"), str(folder), *jobs]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *launcher, str(TESTS / "support" / "train_processes.py"), str(folder), *jobs]
 
 
 def _environment() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import random
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.data.moments import Moments, open_moments, part_path
+from sfumato.data.moments import open_moments, part_path
 from sfumato.data.samples import Dataset, Sample
 from sfumato.data.transforms import Preparation
 from sfumato.errors import (
@@ -28,7 +29,7 @@ from sfumato.errors import (
     OutputError,
 )
 from sfumato.modelfiles.open_model import V1
-from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
+from sfumato.models.autoencoder import Autoencoder
 from sfumato.pocket.dataset.scenes import SceneSet
 from sfumato.progress import Cancellation, Progress
 from sfumato.prompt.tokenizer import Tokenizer
@@ -40,20 +41,7 @@ from sfumato.train.runs.autoencoders import autoencoder_of_run
 from sfumato.train.tasks.autoencoder_task import AutoencoderLoss, AutoencoderTask, AutoencoderTraining
 from sfumato.train.trainer import train
 from support.made_data import Pictures, emoji_set, noise
-from support.train_pictures import Shapes
-
-TINY = AutoencoderConfig(block_channels=(8, 16), layers_per_block=1, norm_groups=4, sample_size=16)
-SQUARE = Preparation(width=16, height=16)
-
-
-def autoencoder(seed: int = 0) -> Autoencoder:
-    torch.manual_seed(seed)
-    return Autoencoder(TINY)
-
-
-def encoded(dataset: Dataset, folder: Path, **changes: object) -> Moments:
-    options = {"preparation": SQUARE, "batch": 4, "samples_per_part": 10, **changes}
-    return encode_moments(dataset, autoencoder(), folder, **options)
+from support.train_pictures import SQUARE, TINY, Shapes, autoencoder, encoded
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -163,20 +151,18 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
 
 KILLED = """
 import sys
-sys.path[:0] = ["tests"]
 from pathlib import Path
-sys.path.insert(0, "tests/unit/train")
-from test_train_encode import encoded
-from support.train_pictures import Shapes
+import torch
+from support.train_pictures import Shapes, encoded
+torch.set_num_threads(int(sys.argv[2]))
 encoded(Shapes(1500, 16), Path(sys.argv[1]), batch=16, samples_per_part=200)
 """
 
 
 def test_killed_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    torch_threads = torch.get_num_threads()
     child = subprocess.Popen(
-        [sys.executable, "-c", f"import torch; torch.set_num_threads({torch_threads})\n{KILLED}", str(tmp_path / "a")],
-        cwd=Path(__file__).parents[3],
+        [sys.executable, "-c", KILLED, str(tmp_path / "a"), str(torch.get_num_threads())],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     while not part_path(tmp_path / "a", 1).exists():
         assert child.poll() is None
