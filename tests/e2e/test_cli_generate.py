@@ -132,6 +132,9 @@ def test_prompts_from_files(cli: Cli, folder: Path) -> None:
     first, second = (picture["request"] for picture in rich["pictures"])
     assert (first["seed"], first["sampler"], first["steps"]) == (3, "ddim", 2)
     assert second["init_image"]["width"] == 128 and second["strength"] == 1.0
+    (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "strength": 0.5}\n')
+    wrong = cli("generate", "--prompts-file", "prompts.jsonl")
+    assert wrong.code == 2 and "prompts.jsonl, line 2: strength 0.5 needs a picture" in wrong.err
     (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "stepps": 3}\n')
     wrong = cli("generate", "--prompts-file", "prompts.jsonl")
     assert wrong.code == 2 and "line 2" in wrong.err and "did you mean 'steps'?" in wrong.err
