@@ -57,10 +57,10 @@ class Plan:
             raise InvalidRequest(f"what {','.join(self.what)!r} must be some of {', '.join(WHATS)}", field="what")
 
     def to_values(self) -> dict[str, Any]:
-        """For JSON."""
+        """Give the plan's fields, as JSON can have them."""
         return asdict(self)
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Plan:
-        """What `to_values` gave, from JSON again."""
+        """Make a plan of what `to_values` gave."""
         return cls(**(values | {"what": tuple(values["what"])}))

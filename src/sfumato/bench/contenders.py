@@ -73,7 +73,7 @@ _OTHERS = (
 
 
 def catalog() -> dict[str, Contender]:
-    """Everyone by name: diffusers first, which the others are compared with."""
+    """List every contender by name: diffusers first, which the others are compared with."""
     engines = [
         Contender(
             name=name,
@@ -94,8 +94,8 @@ def catalog() -> dict[str, Contender]:
 
 
 def choose(names: Sequence[str] = (), *, what: Sequence[What] = ("step",)) -> list[Contender]:
-    """Those of the names, in the catalog's order; without names, all but those that take long for little, with the
-    presets where nothing but whole pictures is measured.
+    """Choose the contenders of these names, in the catalog's order; without names, all but those that take long for
+    little, with the presets where nothing but whole pictures is measured.
 
     Raises `InvalidRequest` for a name that is none, and for a preset where steps are: it is a way to a whole picture.
     """

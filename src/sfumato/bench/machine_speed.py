@@ -18,7 +18,7 @@ _TRIES = 5
 
 
 class Machine:
-    """One device. `gemm` is repeated between the contenders' turns: processors don't always run at the same clock."""
+    """What one device can do. `gemm` is repeated between turns: processors don't always run at the same clock."""
 
     def __init__(self, plan: Plan) -> None:
         self._device = resolve_device(plan.device)

@@ -55,32 +55,32 @@ class Row:
         return statistics.median(found) if found else None
 
     def note_load(self, first: Mapping[str, Any]) -> None:
-        """What a process said when it had loaded."""
+        """Keep what a process said when it had loaded."""
         self.runs, self.dtype, self.private = first["runs"], first["dtype"], first["private"]
         for name in ("imports", "load", "processor_load"):
             getattr(self, name).append(first[name])
         self.note_memory(first)
 
     def note_first_step(self, answer: Mapping[str, Any]) -> None:
-        """What a process said after its first step."""
+        """Keep what a process said after its first step."""
         self.first_step.append(answer["first_step"])
         self.processor_first_step.append(answer["processor_first_step"])
         self.note_memory(answer)
 
     def note(self, what: What, seen: Mapping[str, Any]) -> None:
-        """What a process said of one turn."""
+        """Keep what a process said of one turn."""
         self.seconds.setdefault(what, []).append(seen["seconds"])
         self.processor_seconds.setdefault(what, []).append(seen["processor_seconds"])
         self.note_memory(seen)
 
     def note_memory(self, answer: Mapping[str, Any]) -> None:
-        """The most memory so far, which every answer says."""
+        """Keep the most memory so far, which every answer says."""
         self.peak = max(answer["peak"], self.peak or 0)
         if answer["device_peak"] is not None:
             self.device_peak = max(answer["device_peak"], self.device_peak or 0)
 
     def note_failure(self, error: ContenderFailed, what: Sequence[What]) -> None:
-        """It has failed: after some rounds of all of `what`, or with nothing measured."""
+        """Note that the contender has failed: after some rounds of all of `what`, or with nothing measured."""
         self.trace = error.trace
         if all(self.seconds.get(each) for each in what):
             self.ended = str(error)
@@ -102,11 +102,11 @@ class Results:
 
     @property
     def first(self) -> Row | None:
-        """Whom the others are compared with: the first who ran."""
+        """The contender the others are compared with: the first who ran."""
         return next((row for row in self.rows if not row.why_not), None)
 
     def ratio(self, row: Row, what: What) -> float | None:
-        """Its time over the first's: the median of the rounds' ratios, which a machine that slows down leaves alone."""
+        """A contender's time over the first's: the median of the rounds' ratios, which a slow round leaves alone."""
         first = self.first
         if first is None or not row.seconds.get(what) or not first.seconds.get(what):
             return None
@@ -119,7 +119,7 @@ class Results:
         return self.operations["step"] / seconds / 1e9 if seconds else None
 
     def share_of_peak(self, row: Row) -> float | None:
-        """Of what a matrix product of the same dtype reaches here."""
+        """Share of what a matrix product of the same dtype reaches here."""
         gflops, peak = self.gflops(row), self.gemm.get(row.dtype)
         return gflops / peak if gflops and peak else None
 

@@ -21,14 +21,14 @@ _LABELS = {"step": "seconds a guided step", "decode": "seconds a decode", "image
 
 
 def check_format(suffix: str) -> None:
-    """Before the measurement: `InvalidRequest` for what can't be drawn, `MissingExtra` without matplotlib."""
+    """Refuse before the measurement: `InvalidRequest` for what can't be drawn, `MissingExtra` without matplotlib."""
     if suffix not in FORMATS:
         raise InvalidRequest(f"results can't be drawn as {suffix!r}: use {', '.join(FORMATS)}", field="plot")
     require("matplotlib", extra="bench")
 
 
 def plot(document: Mapping[str, Any], suffix: str) -> bytes:
-    """The bytes of a picture of a benchmark's JSON document. Raises as `check_format` does."""
+    """Draw the bytes of an image of a benchmark's JSON document. Raises as `check_format` does."""
     check_format(suffix)
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "openvino", "stable-diffusion
 
 
 def document(results: Results) -> dict[str, Any]:
-    """Everything that was measured, round by round, and what it was measured on and with."""
+    """Give everything that was measured, round by round, and what it was measured on and with."""
     first = results.first
     return {
         "sfumato": sfumato.__version__,

@@ -31,15 +31,15 @@ class Runner(Protocol):
     answer: Tensor | None
 
     def steps(self, count: int) -> float:
-        """Take so many guided steps: seconds in all."""
+        """Take so many guided steps, and give the seconds in all."""
         ...
 
     def decode(self) -> float:
-        """Decode one batch of latents: seconds."""
+        """Decode one batch of latents, and give the seconds."""
         ...
 
     def image(self, steps: int, count: int | None = None) -> float:
-        """Paint one batch of pictures from a prompt, of the plan's size or of `count`: seconds."""
+        """Generate one batch of pictures from a prompt, of the plan's size or of `count`: seconds."""
         ...
 
 
@@ -53,7 +53,7 @@ class Networks:
     without_gradients: Callable[[], AbstractContextManager[object]]
     denoise: Callable[[Tensor, Tensor, Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
-    paint: Callable[[int, int], object]
+    generate: Callable[[int, int], object]
     context_dim: int
     latent_channels: int
     in_channels: int
@@ -90,7 +90,7 @@ class TorchRunner:
             return self._timed(lambda: self._networks.decode(self._decoded))
 
     def image(self, steps: int, count: int | None = None) -> float:
-        return self._timed(lambda: self._networks.paint(steps, count or self._batch))
+        return self._timed(lambda: self._networks.generate(steps, count or self._batch))
 
     def _take(self, count: int) -> None:
         for _ in range(count):
@@ -131,8 +131,8 @@ def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
     loaded = load_model(model, options, name="bench")
     pipeline = Pipeline(loaded, safety="off", watermark=False)
 
-    def paint(steps: int, count: int) -> object:
-        """A preset has its own number of steps, but to warm up."""
+    def generate(steps: int, count: int) -> object:
+        """Generate in a preset's own number of steps, but to warm up."""
         side = plan.size or loaded.size
         fields: dict[str, Any] = {"sampler": "plms", "steps": steps}
         if is_preset:
@@ -146,7 +146,7 @@ def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
         without_gradients=torch.inference_mode,
         denoise=loaded.engine.denoise,
         decode=loaded.engine.decode,
-        paint=paint,
+        generate=generate,
         context_dim=loaded.unet.config.context_dim,
         latent_channels=loaded.autoencoder.config.latent_channels,
         in_channels=loaded.unet.config.in_channels,
@@ -175,7 +175,7 @@ def _load_diffusers(contender: Contender, plan: Plan, model: Path) -> Runner:
             vae.to(memory_format=torch.channels_last)
         unet.forward, vae.decode = torch.compile(unet.forward, **options), torch.compile(vae.decode, **options)
 
-    def paint(steps: int, count: int) -> object:
+    def generate(steps: int, count: int) -> object:
         side = {"height": plan.size, "width": plan.size} if plan.size else {}
         generator = torch.Generator().manual_seed(0)
         return pipeline(
@@ -198,7 +198,7 @@ def _load_diffusers(contender: Contender, plan: Plan, model: Path) -> Runner:
         without_gradients=torch.no_grad,
         denoise=denoise,
         decode=lambda z: vae.decode(z, return_dict=False, generator=None)[0],
-        paint=paint,
+        generate=generate,
         context_dim=unet.config.cross_attention_dim,
         latent_channels=vae.config.latent_channels,
         in_channels=unet.config.in_channels,

@@ -61,7 +61,7 @@ class CppRunner:
 
 
 def load(plan: Plan, model: Path) -> CppRunner:
-    """Raises `MissingExtra` without its package, and what it raises for a model it doesn't know."""
+    """Load the contender. Raises `MissingExtra` without its package, and what it raises for a model it doesn't know."""
     package: Any = require("stable_diffusion_cpp", extra="bench-cpp")
     threads = plan.threads if plan.threads is not None else -1
     loaded = package.StableDiffusion(model_path=str(model), n_threads=threads, vae_decode_only=True, verbose=False)

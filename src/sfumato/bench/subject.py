@@ -11,8 +11,8 @@ from sfumato.user_cache import cache_folder
 
 
 def model_folder(name: str, *, on_turn: Callable[[str], None] = lambda _: None) -> Path:
-    """Where the model lies that `name` means to a plan. The random one is made once (4.3 GB) and kept in the user's
-    cache. Raises as `resolve` and `random_model` do.
+    """Find where the model lies that `name` means to a plan. The random one is made once (4.3 GB) and kept in the
+    user's cache. Raises as `resolve` and `random_model` do.
     """
     if name != RANDOM_V1:
         return resolve(name, offline=True).path
@@ -25,5 +25,5 @@ def model_folder(name: str, *, on_turn: Callable[[str], None] = lambda _: None) 
 
 
 def random_folder() -> Path:
-    """Where the random model is kept."""
+    """The folder in which the random model is kept."""
     return cache_folder() / "bench" / "random-v1"

@@ -136,14 +136,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """The command line without `--debug`, which may stand anywhere before a lone `--`."""
+    """Take `--debug` out of the command line, which may stand anywhere before a lone `--`."""
     words = list(arguments)
     end = words.index("--") if "--" in words else len(words)
     return [word for word in words[:end] if word != "--debug"] + words[end:], "--debug" in words[:end]
 
 
 def _is_nowhere() -> bool:
-    """Whether the folder this process is in was deleted: asking for it is what the system then refuses."""
+    """Tell whether the folder this process is in was deleted: asking for it is what the system then refuses."""
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -159,7 +159,7 @@ def _fail(error: Exception, message: str, code: int, debug: bool) -> int:
 
 
 def _usage_message(error: Exception) -> str:
-    """The usage error as one sentence that says where to look."""
+    """Say the usage error as one sentence that says where to look."""
     unknown = getattr(error, "option_name", None)
     if isinstance(error, typer.BadParameter) or unknown is None or not hasattr(error, "possibilities"):
         message = error.format_message().strip().rstrip(".").replace(". Did you", ": did you")  # type: ignore[attr-defined]

@@ -20,15 +20,15 @@ class Finding:
 
 
 def ok(about: str, seen: str) -> Finding:
-    """As it should be."""
+    """A finding of what is as it should be."""
     return Finding(about=about, state="ok", seen=seen)
 
 
 def advice(about: str, seen: str, what_to_do: str) -> Finding:
-    """Works, and could be better."""
+    """A finding of what works, and could be better."""
     return Finding(about=about, state="advice", seen=seen, advice=what_to_do)
 
 
 def broken(about: str, seen: str, what_to_do: str) -> Finding:
-    """Doesn't work."""
+    """A finding of what doesn't work."""
     return Finding(about=about, state="broken", seen=seen, advice=what_to_do)

@@ -38,7 +38,7 @@ class MachineFacts:
 
 
 def machine_facts() -> MachineFacts:
-    """Of this machine and process."""
+    """Read the facts of this machine and process."""
     cpuinfo = _text("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.*)", cpuinfo)
     affinity = getattr(os, "sched_getaffinity", None)
@@ -60,7 +60,7 @@ def machine_facts() -> MachineFacts:
 
 
 def machine_findings(facts: MachineFacts, *, threads: int | None, capability: str) -> Iterator[Finding]:
-    """`threads` and `capability` are torch's: how many it uses, and for which processor it picks its code."""
+    """Judge a machine. `threads` and `capability` are torch's: how many it uses, for which processor its code is."""
     yield _processor(facts, capability)
     yield _threads(facts, threads)
     if facts.load is not None:

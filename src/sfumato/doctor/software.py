@@ -27,7 +27,7 @@ _GOOD_FOR: Mapping[str, str] = {
 
 
 def software_findings() -> Iterator[Finding]:
-    """Imports torch, and compiles the kernels where they aren't yet."""
+    """Judge what is installed; imports torch, and compiles the kernels where they aren't yet."""
     yield _python(sys.version_info[:2])
     yield from _torch()
     yield extras(_requirements())
@@ -88,7 +88,7 @@ def _kernels() -> Finding:
 
 
 def extras(requirements: Sequence[str]) -> Finding:
-    """Of those that change what a user gets: which are there, and what is missing for what.
+    """Judge the extras that change what a user gets: which are there, and what is missing for what.
 
     `requirements` are a distribution's: `torchsde>=0.2.6; extra == "sde"`.
     """

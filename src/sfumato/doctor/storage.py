@@ -19,7 +19,7 @@ _LITTLE = 6 * _GB  # a model of v1's size in float32, and some pictures
 
 
 def storage_findings() -> Iterator[Finding]:
-    """Reads folders' entries and files' sizes, and asks no network."""
+    """Judge what is on the disk; reads folders' entries and files' sizes, and asks no network."""
     yield _cache(cache_folder())
     yield from _library()
     yield _room(data_dir())
@@ -53,7 +53,7 @@ def _library() -> Iterator[Finding]:
 
 
 def _weights(model: ModelLocation) -> Iterator[Finding]:
-    """Only what is worth a word: weights that can't be opened, or that float32 on a processor has copied."""
+    """Tell of weights that can't be opened, or that float32 on a processor has copied; else nothing."""
     import torch
 
     from sfumato.modelfiles.open_model import open_model
@@ -79,7 +79,7 @@ def _room(folder: Path) -> Finding:
 
 
 def _token() -> Finding:
-    """Whether there is one; never what it is."""
+    """Tell whether there is a token; never what it is."""
     from huggingface_hub import get_token
 
     there = get_token() is not None

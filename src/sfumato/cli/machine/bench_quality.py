@@ -23,7 +23,7 @@ _FALLBACK = "pocket"  # random weights paint nothing to look at
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Its options. `sheet` None: speed is measured, not quality."""
+    """What `bench --quality` takes. `sheet` None: speed is measured, not quality."""
 
     sheet: Annotated[
         Path | None,
@@ -76,7 +76,7 @@ class Quality:
 
 
 def show_quality(model: str, options: Quality, sheet: Path, *, overwrite: bool) -> dict[str, Any]:
-    """Paint, save the sheet and give the numbers. Raises before any work for what can't be read."""
+    """Make the pictures, save the sheet and give the numbers. Raises before any work for what can't be read."""
     from sfumato.bench.bench_plan import RANDOM_V1
     from sfumato.cli.terminal.progress_bar import tracking
     from sfumato.pipeline.presets import PRESETS
@@ -105,7 +105,7 @@ def show_quality(model: str, options: Quality, sheet: Path, *, overwrite: bool) 
 
 
 def write_quality(made: Mapping[str, Any]) -> None:
-    """The numbers as a table."""
+    """Write the numbers as a table."""
     names = list(dict.fromkeys(name for numbers in made["presets"].values() for name in numbers))
     shown = table("preset", *names, title=f"{made['model']}: {made['prompts']} pictures each, PSNR and SSIM to exact's")
     for preset, numbers in made["presets"].items():

@@ -43,23 +43,23 @@ def _acts(letter: str) -> bool:
 
 
 def write_line(text: str) -> None:
-    """One line of result."""
+    """Write one line of result."""
     _write_result(visible(text) + "\n")
 
 
 def write_json(value: Any) -> None:
-    """The one JSON document of a command."""
+    """Write the one JSON document of a command."""
     document = json.dumps(value, ensure_ascii=False, indent=2)
     _write_result("\n".join(map(visible, document.split("\n"))) + "\n")  # inside its strings line ends are escaped
 
 
 def write_error(message: str) -> None:
-    """One line, whatever the message holds."""
+    """Write one line, whatever the message holds."""
     write_note(f"sfumato: {' '.join(message.split())}")
 
 
 def write_note(line: str) -> None:
-    """One line for people. Where nobody can be told, the exit code still says how it went."""
+    """Write one line for people. Where nobody can be told, the exit code still says how it went."""
     try:
         sys.stderr.write(visible(line) + "\n")
         sys.stderr.flush()
@@ -68,13 +68,13 @@ def write_note(line: str) -> None:
 
 
 def write_traceback(error: BaseException) -> None:
-    """Where an error came from, for `--debug`."""
+    """Write where an error came from, for `--debug`."""
     for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
         write_note(line)
 
 
 def stdout_console() -> Console:
-    """For tables: as wide as the terminal, plain and wide where there is none."""
+    """Give the console for tables: as wide as the terminal, plain and wide where there is none."""
     from rich.console import Console
 
     return Console(soft_wrap=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
@@ -165,7 +165,7 @@ class _Results:
 
 
 def silence(stream: TextIO) -> None:
-    """Nothing more can be written there, and Python's own flush at the end must not complain."""
+    """Point a stream to nowhere: it takes nothing more, and Python's own flush at the end must not complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -25,7 +25,7 @@ _DOING: Mapping[Stage, str] = {
     "samples": "going through the samples",
 }
 
-# Stages a batch goes through while it is painted: the bar stays where the last step left it.
+# Stages a batch goes through while it is made: the bar stays where the last step left it.
 _ON_THE_WAY: frozenset[Stage] = frozenset({"decode", "check"})
 
 
@@ -41,7 +41,7 @@ class Tracker:
         return ignore if self._bar is None else self._show
 
     def write_line(self, text: str) -> None:
-        """A line of result on stdout, which may be the terminal the bar is on, or a pipe."""
+        """Write a line of result on stdout, which may be the terminal the bar is on, or a pipe."""
         if self._bar is None:
             write_line(text)
         else:
@@ -50,11 +50,11 @@ class Tracker:
             self._bar.start()
 
     def begin(self, pictures: int) -> None:
-        """So many pictures now run together: one step is a step of each."""
+        """Note that so many pictures now run together: one step is a step of each."""
         self._together = pictures
 
     def done(self, pictures: int) -> None:
-        """So many more pictures are finished."""
+        """Note that so many more pictures are finished."""
         self._finished += pictures
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._finished)

@@ -30,7 +30,7 @@ _SYSTEMS = {"truecolor": ColorSystem.TRUECOLOR, "256": ColorSystem.EIGHT_BIT, "s
 
 
 def wanted(choice: bool | None) -> bool:
-    """Whether to show: what the flag says, else where stdout is a terminal; and nowhere that colours are unwelcome."""
+    """Tell whether to show pictures: as the flag says, else where stdout is a terminal; never without colours."""
     if choice is False or (choice is None and not sys.stdout.isatty()):
         return False
     reason = _hindrance()
@@ -71,7 +71,7 @@ def show(pictures: Sequence[Pixels], captions: Sequence[str]) -> None:
 def rendered(
     pictures: Sequence[Pixels], captions: Sequence[str], *, columns: int, lines: int, system: ColorSystem
 ) -> str:
-    """The pictures as text for a terminal of this size and these colours."""
+    """Give pictures (H, W, 3) as text for a terminal of this size and these colours."""
     across, width = _layout(pictures, columns, lines)
     rows = [""]
     for start in range(0, len(pictures), across):
@@ -83,7 +83,7 @@ def rendered(
 
 
 def _layout(pictures: Sequence[Pixels], columns: int, lines: int) -> tuple[int, int]:
-    """Pictures in a row, and columns of each."""
+    """Decide how many pictures stand in a row, and how many columns each has."""
     usable = columns - 1  # some terminals wrap when the last column is written
     fitting = max(1, min(len(pictures), (usable + _GAP) // (_NARROWEST + _GAP)))
     rows = -(-len(pictures) // fitting)
@@ -96,7 +96,7 @@ def _layout(pictures: Sequence[Pixels], columns: int, lines: int) -> tuple[int, 
 
 
 def _blocks(picture: Pixels, width: int, system: ColorSystem) -> list[str]:
-    """The picture as lines of `width` cells."""
+    """Give the picture (H, W, 3) as lines of `width` cells."""
     height = max(1, round(picture.shape[0] * width / picture.shape[1] / 2)) * 2
     small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
     return [_line(top, bottom, system) for top, bottom in zip(small[::2], small[1::2], strict=True)]
