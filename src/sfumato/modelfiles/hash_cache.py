@@ -16,7 +16,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def hash_files(path: Path, *, fresh: bool = True) -> dict[str, str]:
-    """SHA-256 of each weight file of a model by its name relative to the model's folder; read now if `fresh`.
+    """Give the SHA-256 of each weight file of a model by its name relative to the model's folder; read now if `fresh`.
 
     Raises `CheckpointError`.
     """
@@ -25,7 +25,7 @@ def hash_files(path: Path, *, fresh: bool = True) -> dict[str, str]:
 
 
 def weights_hash(path: Path) -> str:
-    """SHA-256 of a weight file, or of a folder's: of their names and hashes in order, as `sha256sum` writes them.
+    """Hash a weight file, or a folder's: the lines that `sha256sum` writes for those. The result is a SHA-256.
 
     Which weights a model is, `identity.ModelIdentity` says: it counts the files that are read. Raises
     `CheckpointError`.
@@ -40,7 +40,7 @@ def weights_hash(path: Path) -> str:
 
 
 def file_hash(path: Path, *, fresh: bool = False) -> str:
-    """SHA-256 of one file, remembered from the last time; `fresh` reads it now. Raises `CheckpointError`."""
+    """Give the SHA-256 of one file, remembered from the last time; `fresh` reads it now. Raises `CheckpointError`."""
     if not fresh and (known := remembered_hash(path)) is not None:
         return known
     stamp = list(stamp_of(path))
@@ -50,7 +50,7 @@ def file_hash(path: Path, *, fresh: bool = False) -> str:
 
 
 def remembered_hash(path: Path) -> str | None:
-    """SHA-256 of a file that was hashed before and hasn't changed since, by size and time; None for any other."""
+    """Give the SHA-256 of a file hashed before that hasn't changed since, by size and time; None for any other."""
     entry = _known_hashes(_store()).get(str(path.resolve()))
     if isinstance(entry, dict) and path.exists() and entry.get("stamp") == list(stamp_of(path)):
         return entry["sha256"] if isinstance(entry.get("sha256"), str) else None
@@ -58,7 +58,7 @@ def remembered_hash(path: Path) -> str | None:
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
-    """Size and time of change of a file. Raises `CheckpointError`."""
+    """Read size and time of change of a file. Raises `CheckpointError`."""
     try:
         status = path.stat()
     except OSError as error:
@@ -67,7 +67,7 @@ def stamp_of(path: Path) -> tuple[int, int]:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """The weight files in it: itself, or those in a folder and its components' folders."""
+    """List the weight files in a path: itself, or those in a folder and its components' folders."""
     if path.is_file():
         return [path]
     found = [file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.suffix in WEIGHT_SUFFIXES]

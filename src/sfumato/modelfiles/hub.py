@@ -35,7 +35,7 @@ class Snapshot:
 
 
 def _client() -> Any:
-    """The Hub's client, imported only when it is needed: it takes longer to import than we do."""
+    """Import the Hub's client, only when it is needed: it takes longer to import than we do."""
     try:
         import huggingface_hub
         import huggingface_hub.constants
@@ -158,7 +158,7 @@ def _check_hash(hub_id: str, name: str, path: Path, expected: str | None) -> Non
 
 
 def cached(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Snapshot:
-    """What an earlier download (ours or another program's) left in the Hub's cache, else `HubError`."""
+    """Find what an earlier download (ours or another program's) left in the Hub's cache, else `HubError`."""
     client = _client()
     try:
         found = client.snapshot_download(
@@ -218,7 +218,7 @@ def _size(folder: Path) -> int:
 
 
 def explained(error: Exception, hub_id: str, revision: str | None) -> SfumatoError:
-    """The one-line error for what the Hub's client raised."""
+    """Give the one-line error for what the Hub's client raised."""
     from huggingface_hub import errors
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):

@@ -25,7 +25,7 @@ class WeightFile:
 
     @property
     def sha256(self) -> str:
-        """Remembered across runs. Raises `CheckpointError` where the file isn't any more what was read."""
+        """Give the SHA-256, remembered. Raises `CheckpointError` where the file isn't what was read any more."""
         if stamp_of(self.path) != self.stamp:
             raise CheckpointError(f"{self.path} has changed since the model was loaded: load it again")
         return file_hash(self.path)

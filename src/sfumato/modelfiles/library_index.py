@@ -39,7 +39,7 @@ def data_dir() -> Path:
 
 
 def read_records() -> dict[str, Record]:
-    """Every remembered model by name. `InvalidConfig` names the file if it was damaged by hand."""
+    """Read every remembered model by name. `InvalidConfig` names the file if it was damaged by hand."""
     path = data_dir() / "models.json"
     content = read_list(path)
     if content is None:

@@ -60,7 +60,7 @@ class FileCheck:
 
 
 def list_models() -> list[ModelLocation]:
-    """Every model that has a name: the embedded one, those added or pulled, those in SFUMATO_MODEL_PATH."""
+    """List every model that has a name: the embedded one, those added or pulled, those in SFUMATO_MODEL_PATH."""
     return list(_named().values())
 
 

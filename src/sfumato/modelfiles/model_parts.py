@@ -7,6 +7,7 @@ names with the file's; loading gives it the numbers.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from sfumato.models.clip_vision import ClipVision, ClipVisionConfig
 from sfumato.models.unet import UNet
 from sfumato.models.unet_config import UNetConfig
 from sfumato.nn.empty import empty_modules
+from sfumato.runtime import dtype_name
 from sfumato.weights.checkpoint import Checkpoint, find_weights, open_checkpoint
 from sfumato.weights.mapped_file import TensorInfo
 from sfumato.weights.mapper import Entry, Layout, fill, match, written_entries
@@ -74,6 +76,16 @@ class Part(Generic[Module]):
     module: Module
     entries: tuple[Entry, ...]
     checkpoint: Checkpoint
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters of the module."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def dtypes(self) -> Mapping[str, int]:
+        """How many tensors the file has of each dtype, by its name as people write it."""
+        return Counter(dtype_name(self.checkpoint.tensors[entry.theirs].dtype) for entry in self.entries)
 
     def load(self, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Module:
         """Give the module its numbers, and return it. Raises `CheckpointError`."""

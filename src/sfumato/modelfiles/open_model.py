@@ -157,7 +157,7 @@ def _open_file(path: Path, vae: Path | None, ema: bool, variant: str | None, sta
 
 
 def _guidance_scale(written: object, where: Path) -> float | None:
-    """A recommended scale, as a number or its text. `InvalidConfig` for anything else."""
+    """Read a recommended scale, a number or its text. `InvalidConfig` for anything else."""
     if written is None:
         return None
     try:
@@ -172,7 +172,7 @@ def _guidance_scale(written: object, where: Path) -> float | None:
 def _configs(
     checkpoint: Checkpoint, described: Mapping[str, Any] | None, *, with_vae: bool
 ) -> tuple[UNetConfig, AutoencoderConfig, ClipTextConfig]:
-    """From the file's own description where there is one, else from its names and shapes."""
+    """Read the configs from the file's own description where there is one, else from its names and shapes."""
     if described:
         return (
             UNetConfig.from_published(described["unet"]),
@@ -189,7 +189,7 @@ def _configs(
 
 @contextmanager
 def open_autoencoder(path: Path) -> Iterator[Part[Autoencoder]]:
-    """The autoencoder of a model in either layout, or one by itself: a `vae` folder or file.
+    """Open the autoencoder of a model in either layout, or one by itself: a `vae` folder or file.
 
     Raises as `open_model` does.
     """
@@ -207,7 +207,7 @@ def _is_described(path: Path) -> bool:
 
 
 def _other_autoencoder(path: Path, stack: ExitStack) -> Part[Autoencoder]:
-    """An autoencoder of its own: a diffusers `vae` folder, or a file in either layout (A1111's `.vae.pt` too)."""
+    """Open an autoencoder of its own: a diffusers `vae` folder, or a file in either layout (A1111's `.vae.pt` too)."""
     if path.is_dir():
         return stack.enter_context(open_part(path, VAE))
     checkpoint = stack.enter_context(open_checkpoint(path))
@@ -262,13 +262,13 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def read_tokenizer(files: ModelFiles) -> Tokenizer:
-    """The tokenizer from its files' texts. Raises `InvalidConfig` naming where they are from."""
+    """Make the tokenizer from its files' texts. Raises `InvalidConfig` naming where they are from."""
     folder = files.path / "tokenizer" if files.layout == "diffusers" else files.path
     return Tokenizer.from_files(files.tokenizer, folder=folder)
 
 
 def published_v1() -> tuple[dict[str, str], dict[str, Any]]:
-    """The tokenizer's files and the scheduler's JSON of v1, which its single files leave out."""
+    """Read the tokenizer's files and the scheduler's JSON of v1, which its single files leave out."""
     return _read_tokenizer(V1 / "tokenizer"), read_object(V1 / "scheduler" / "scheduler_config.json")
 
 

@@ -77,7 +77,7 @@ def _copies(checkpoint: Checkpoint, entry: Entry, dtype: torch.dtype) -> bool:
 
 @contextmanager
 def warm_parts(files: ModelFiles, dtype: torch.dtype) -> Iterator[dict[str, Part[Any]]]:
-    """The parts of an open model to read in the place of its own, for the time of the block: those with an entry."""
+    """Open the parts to read in the place of an open model's own, for the time of the block: those with an entry."""
     with ExitStack() as stack:
         found: dict[str, Part[Any]] = {}
         folder = warm_folder()
@@ -90,7 +90,7 @@ def warm_parts(files: ModelFiles, dtype: torch.dtype) -> Iterator[dict[str, Part
 
 
 def entries() -> list[WarmPart]:
-    """Everything in the cache that says it is an entry."""
+    """List everything in the cache that says it is an entry."""
     found = []
     for path in sorted(warm_folder().glob(f"*{_SUFFIX}")):
         try:
@@ -104,7 +104,7 @@ def entries() -> list[WarmPart]:
 
 
 def _opened(path: Path, key: str, part: Part[Any], dtype: torch.dtype, stack: ExitStack) -> Part[Any] | None:
-    """The entry, if it is whole and of this key; else a line in the log, and None."""
+    """Open the entry, if it is whole and of this key; else a line in the log, and None."""
     try:
         checkpoint = open_checkpoint(path)
     except CheckpointError as error:
@@ -119,7 +119,7 @@ def _opened(path: Path, key: str, part: Part[Any], dtype: torch.dtype, stack: Ex
 
 
 def _own(part: Part[Any]) -> tuple[Entry, ...]:
-    """Its tensors under our names, in our shapes."""
+    """List a part's tensors under our names, in our shapes."""
     return tuple(Entry(name, name, tuple(tensor.shape)) for name, tensor in part.module.state_dict().items())
 
 
@@ -137,7 +137,7 @@ def _write(path: Path, part: Part[Any], dtype: torch.dtype, metadata: dict[str, 
 
 
 def _key(files: ModelFiles, name: str, part: Part[Any], dtype: torch.dtype, *, fresh: bool) -> str:
-    """Of the files' hashes, the part, whether it is the moving average, and the dtype.
+    """Hash the files' hashes, the part, whether it is the moving average, and the dtype.
 
     "" where a file's hash isn't remembered from when it was as it is now, unless it is to be computed: `fresh`.
     """

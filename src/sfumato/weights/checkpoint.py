@@ -106,7 +106,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_weights(folder: Path, *, variant: str | None = None) -> Path:
-    """The weight file (or shard index) of one component of a diffusers folder, such as `…/unet`.
+    """Find the weight file (or shard index) of one component of a diffusers folder, such as `…/unet`.
 
     `variant` "fp16" asks for `*.fp16.safetensors` and falls back to the plain file. safetensors come before files of
     `torch.save`. Raises `ModelNotFound`.
@@ -167,7 +167,7 @@ def _open_sharded(path: Path) -> Checkpoint:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Shard of each tensor, every shard's name checked to be that of a file beside the index."""
+    """Read the shard of each tensor, every shard's name checked to be that of a file beside the index."""
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise UnsafeCheckpoint(

@@ -88,7 +88,7 @@ def _write(
     produce: Callable[[str], Tensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """One whole file, laid out so that a reader can use its memory map as it is.
+    """Write one whole file, laid out so that a reader can use its memory map as it is.
 
     The header is padded until the numbers begin on `ALIGNMENT` bytes. Tensors that fill whole multiples of it come
     first and keep each other there; of the rest (a model has a handful, and small) the wider dtypes come first, so that
@@ -112,7 +112,7 @@ def _write(
 
 
 def _write_tensor(file: BinaryIO, path: Path, name: str, info: TensorInfo, tensor: Tensor) -> None:
-    """The tensor's bytes in row-major order. A function of its own, so that nothing holds it when the next is made."""
+    """Write the tensor in row-major order. A function of its own, so that nothing holds it when the next is made."""
     if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
         got = f"{tensor.dtype} {tuple(tensor.shape)}"
         raise CheckpointError(f"{path}: tensor {name!r} is {got} where {info.dtype} {info.shape} was announced")

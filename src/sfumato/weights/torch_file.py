@@ -22,7 +22,7 @@ _PICKLE_IN_ZIP = re.compile(r"[^/]+/data\.pkl")
 
 
 def read_torch_zip(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Tensors by name, and no metadata. Raises `UnsafeCheckpoint` or `CheckpointError` naming file and reason."""
+    """Read tensors by name, and no metadata. Raises `UnsafeCheckpoint` or `CheckpointError` naming file and reason."""
     entries = read_zip_index(file)
     pickles = [name for name in entries if _PICKLE_IN_ZIP.fullmatch(name)]
     if len(pickles) != 1:
@@ -42,7 +42,7 @@ def read_torch_zip(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[str,
 
 
 def read_torch_legacy(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The same for the older format: five pickles in a row, then each storage behind its number of elements."""
+    """Read the older format: five pickles in a row, then each storage behind its number of elements."""
     program = file.bytes(0, MAX_PICKLE_BYTES)
     machine, magic = _run(file, program, None)
     if magic != _LEGACY_MAGIC:
@@ -84,7 +84,7 @@ def read_torch_legacy(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[s
 
 
 def _run(file: MappedFile, program: bytes, previous: PickleMachine | None) -> tuple[PickleMachine, Any]:
-    """The pickle behind the one `previous` ran, within what that left of the instructions allowed for a file."""
+    """Run the pickle behind the one `previous` ran, within what that left of the instructions allowed for a file."""
     if previous is None:
         machine = PickleMachine(program, path=file.path)
     else:

@@ -34,7 +34,7 @@ class ZipEntry:
 
 
 def read_zip_index(file: MappedFile) -> dict[str, ZipEntry]:
-    """Entries by name. `UnsafeCheckpoint` for anything `torch.save` doesn't write, `CheckpointError` for damage."""
+    """Read entries. `UnsafeCheckpoint` for anything `torch.save` doesn't write, `CheckpointError` if damaged."""
     count, directory, directory_size = _end_record(file)
     if count > MAX_ENTRIES:
         raise UnsafeCheckpoint(f"{file.path}: a zip of {count} entries; at most {MAX_ENTRIES} are read")

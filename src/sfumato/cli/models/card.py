@@ -108,7 +108,7 @@ def card(
 
 
 def _facts(chosen: str | None, location: ModelLocation, traits: ModelTraits) -> CardFacts:
-    """The facts asked for, or those in the folder and, for a published model, what is known here."""
+    """Read the facts asked for, or those in the folder and, for a published model, what is known here."""
     from sfumato.report.card.card_facts import CardFacts, completed, facts_in, read_facts
     from sfumato.report.card.published_checkpoints import PUBLISHED, published_facts, published_name
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ from sfumato.cli.options.flags import Json
 from sfumato.cli.terminal.output_lines import facts, literal, stdout_console, table, write_json
 from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.modelfiles.hash_cache import WEIGHT_SUFFIXES
-from sfumato.runtime import dtype_name
+from sfumato.user_cache import size_of
 
 if TYPE_CHECKING:
     from sfumato.modelfiles.model_parts import Part
@@ -108,26 +107,19 @@ def _model(target: str) -> dict[str, Any]:
             "inpainting": unet.in_channels > vae.latent_channels,
             "safety_checker": files.safety_checker is not None,
             "ema": files.ema,
-            "bytes": _bytes(location.path),
+            "bytes": size_of(location.path),
             "sha256": identity_of(files).sha256,
             "parts": {name: _part(part) for name, part in files.parts.items()},
         }
 
 
 def _part(part: Part[Any]) -> dict[str, Any]:
-    stored = Counter(dtype_name(part.checkpoint.tensors[entry.theirs].dtype) for entry in part.entries)
     return {
-        "parameters": sum(parameter.numel() for parameter in part.module.parameters()),
+        "parameters": part.parameters,
         "tensors": len(part.entries),
-        "dtypes": dict(stored),
+        "dtypes": dict(part.dtypes),
         "file": str(part.checkpoint.path),
     }
-
-
-def _bytes(path: Path) -> int:
-    return (
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
-    )
 
 
 def _write_picture(about: dict[str, Any]) -> None:

@@ -129,7 +129,7 @@ def _naming_origin(origins: Mapping[str, str]) -> Iterator[None]:
 def read_settings(
     given: Given, *, environment: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> Settings:
-    """Everything that was set, the strongest source winning value by value.
+    """Read everything that was set, the strongest source winning value by value.
 
     `given` are flags as text; input pictures among them are opened and checked. A preset counts where it was set: it
     wins over what stronger sources don't name, and loses to the values beside it. Raises `InvalidRequest`, or
@@ -186,7 +186,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 
 
 def unknown_names(environment: Mapping[str, str]) -> Mapping[str, str | None]:
-    """Names there that look like settings and are none, each with the setting it may have been meant for."""
+    """Find names that look like settings and are none, each with the setting it may have been meant for."""
     known = {ENVIRONMENT + name.upper() for name in KEYS} | _READ_ELSEWHERE
     unknown = [name for name in sorted(environment) if name.startswith(ENVIRONMENT) and name not in known]
     return {

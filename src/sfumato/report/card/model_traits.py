@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +90,10 @@ def _parts(files: ModelFiles) -> tuple[PartTraits, ...]:
 
 
 def _part(name: str, part: Part[Any], shape: str) -> PartTraits:
-    stored = Counter(str(part.checkpoint.tensors[entry.theirs].dtype).removeprefix("torch.") for entry in part.entries)
     return PartTraits(
         name=name,
-        parameters=sum(parameter.numel() for parameter in part.module.parameters()),
-        dtypes=tuple(sorted(stored)),
+        parameters=part.parameters,
+        dtypes=tuple(sorted(part.dtypes)),
         shape=shape,
     )
 
