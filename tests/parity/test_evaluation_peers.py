@@ -27,12 +27,12 @@ from sfumato.pictures.pixels import psnr
 from sfumato.report.features.clip_features import ClipFeatures
 from sfumato.report.features.efficientnet_features import EfficientNetFeatures
 from sfumato.report.features.inception_features import InceptionFeatures
-from sfumato.report.features.preference import Preference
+from sfumato.report.features.pickscore_hps import Preference
 from sfumato.report.features.resizing import CONVENTIONS
-from sfumato.report.metrics.agreement import cosines
-from sfumato.report.metrics.frechet import Gaussian, frechet_distance
-from sfumato.report.metrics.kernel_distances import cmmd, kid
-from sfumato.report.metrics.structure import ssim
+from sfumato.report.metrics.clip_score import cosines
+from sfumato.report.metrics.fid import Gaussian, frechet_distance
+from sfumato.report.metrics.kid_cmmd import cmmd, kid
+from sfumato.report.metrics.ssim import ssim
 from support import evaluation_inputs as inputs
 
 FOLDER = Path(__file__).parents[1] / "golden" / "evaluation"

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from sfumato.data import tar_index
-from sfumato.data.filtering import Rules, filter_tables, parquet_files
+from sfumato.data.laion_filter import Rules, filter_tables, parquet_files
 from sfumato.data.removals import Removals
 from sfumato.data.samples import parse_fields
 from sfumato.data.shards import MANIFEST, Shard, index_path, manifest_text, open_shards

@@ -21,7 +21,7 @@ from sfumato.data.removals import Removals
 from sfumato.data.samples import Dataset, StoredDataset, parse_fields
 from sfumato.data.shard_writer import Encode, as_stored, as_webp, write_shard
 from sfumato.data.shards import MANIFEST, Shard, index_path, manifest_text
-from sfumato.data.survey import Fate, Survey, survey
+from sfumato.data.survey import Outcome, Survey, survey
 from sfumato.errors import DataError, InvalidRequest
 from sfumato.files import (
     file_sha256,
@@ -36,10 +36,10 @@ from sfumato.files import (
 from sfumato.progress import Cancellation, OnProgress, Progress, ignore
 
 NOTES = "shard.json"
-_FATES: Mapping[Fate, str] = {
-    Fate.UNREADABLE: "unreadable",
-    Fate.NO_CAPTION: "without a caption",
-    Fate.REMOVED: "on the list of removals",
+_OUTCOMES: Mapping[Outcome, str] = {
+    Outcome.UNREADABLE: "unreadable",
+    Outcome.NO_CAPTION: "without a caption",
+    Outcome.REMOVED: "on the list of removals",
 }
 
 
@@ -138,9 +138,9 @@ def _begun(notes: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _planned(seen: Survey, options: ShardOptions) -> tuple[dict[str, list[int]], dict[str, int]]:
     """The samples that go into each folder, in order, and how many go nowhere for which reason."""
-    fates = Counter(int(fate) for fate in seen["fate"])
-    left_out = {words: fates[fate] for fate, words in _FATES.items() if fates[fate]}
-    kept = [index for index, fate in enumerate(seen["fate"]) if fate == Fate.KEPT]
+    outcomes = Counter(int(outcome) for outcome in seen["fate"])
+    left_out = {words: outcomes[outcome] for outcome, words in _OUTCOMES.items() if outcomes[outcome]}
+    kept = [index for index, outcome in enumerate(seen["fate"]) if outcome == Outcome.KEPT]
     if options.near_duplicates is not None:
         distinct = without_near_duplicates([int(seen["hash"][i]) for i in kept], options.near_duplicates)
         if len(distinct) < len(kept):

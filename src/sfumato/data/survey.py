@@ -29,7 +29,7 @@ ROW = np.dtype([("fate", "<i4"), ("width", "<i4"), ("height", "<i4"), ("hash", "
 Survey = NDArray[np.void]  # (samples,) of ROW
 
 
-class Fate(IntEnum):
+class Outcome(IntEnum):
     """What is to become of a sample."""
 
     KEPT = 0
@@ -77,13 +77,13 @@ def _seen(dataset: Dataset, index: int, removals: Removals, captions_required: b
     try:
         sample = dataset.sample(index)
     except DataError:
-        return Fate.UNREADABLE, 0, 0, 0
+        return Outcome.UNREADABLE, 0, 0, 0
     width, height = sample.picture.size
     if removals.name(sample):
-        return Fate.REMOVED, width, height, 0
+        return Outcome.REMOVED, width, height, 0
     if captions_required and not sample.captions:
-        return Fate.NO_CAPTION, width, height, 0
-    return Fate.KEPT, width, height, perceptual_hash(sample.picture)
+        return Outcome.NO_CAPTION, width, height, 0
+    return Outcome.KEPT, width, height, perceptual_hash(sample.picture)
 
 
 def _read(path: Path, count: int) -> Survey:

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from sfumato.data.filtering import PRESETS, Rules, filter_tables
+from sfumato.data.laion_filter import PRESETS, Rules, filter_tables
 from sfumato.data.tables import Tables, source, text
 from sfumato.errors import Cancelled, DataError, InvalidRequest
 from sfumato.progress import Cancellation

@@ -7,11 +7,11 @@ import pytest
 import scipy.linalg
 
 from sfumato.errors import InvalidRequest
-from sfumato.report.metrics.agreement import cosines
 from sfumato.report.metrics.bootstrap import estimate
-from sfumato.report.metrics.frechet import Gaussian, frechet_distance, frechet_infinity
-from sfumato.report.metrics.kernel_distances import cmmd, kid
-from sfumato.report.metrics.structure import ssim
+from sfumato.report.metrics.clip_score import cosines
+from sfumato.report.metrics.fid import Gaussian, frechet_distance, frechet_infinity
+from sfumato.report.metrics.kid_cmmd import cmmd, kid
+from sfumato.report.metrics.ssim import ssim
 from support.evaluation_inputs import feature_rows
 
 

@@ -42,9 +42,9 @@ from sfumato.report.evaluation.scoring import (
     score_run,
 )
 from sfumato.report.features.network import Identity
-from sfumato.report.features.preference import Preference
-from sfumato.report.metrics.frechet import Gaussian, frechet_distance
-from sfumato.report.metrics.kernel_distances import kid
+from sfumato.report.features.pickscore_hps import Preference
+from sfumato.report.metrics.fid import Gaussian, frechet_distance
+from sfumato.report.metrics.kid_cmmd import kid
 from sfumato.report.probes.bias import counted
 from sfumato.report.probes.categories import by_category
 from sfumato.report.probes.following import followed, patches

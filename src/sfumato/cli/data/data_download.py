@@ -59,7 +59,7 @@ def download(
     """
     from sfumato.data.downloading import DownloadOptions
     from sfumato.data.downloading import download as fetch
-    from sfumato.data.filtering import parquet_files
+    from sfumato.data.laion_filter import parquet_files
     from sfumato.data.removals import read_removals
 
     options = DownloadOptions(

@@ -68,8 +68,8 @@ def filter_rows(
 
     sfumato data filter laion2B-en -o kept --preset laion-improved-aesthetics --unsafe 0.1
     """
-    from sfumato.data.filtering import PRESETS as RULES
-    from sfumato.data.filtering import Rules, filter_tables, parquet_files
+    from sfumato.data.laion_filter import PRESETS as RULES
+    from sfumato.data.laion_filter import Rules, filter_tables, parquet_files
 
     if preset is not None:
         check_choice("preset", preset, RULES)

@@ -121,7 +121,7 @@ def networks(
 
         made.append(ClipFeatures(user_path(clip)))
     if preference:
-        from sfumato.report.features.preference import Preference
+        from sfumato.report.features.pickscore_hps import Preference
 
         judges = {judge.name: judge for judge in (Preference(user_path(path)) for path in preference)}
         if len(judges) < len(preference):

@@ -286,7 +286,7 @@ def _by_field(
     folder: Path, clip: Path, field: str, cell: str | None, resamples: int, as_json: bool, *, english: bool
 ) -> None:
     from sfumato.report.evaluation.scoring import Settings
-    from sfumato.report.metrics.agreement import cosines
+    from sfumato.report.metrics.clip_score import cosines
     from sfumato.report.probes.categories import by_category
 
     answers, embedder = _answers(folder, cell), _clip(clip)

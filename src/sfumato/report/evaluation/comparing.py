@@ -23,8 +23,8 @@ from sfumato.pipeline.request import Request
 from sfumato.report.evaluation.reference import read_folder
 from sfumato.report.evaluation.run_pictures import load_for_evaluation
 from sfumato.report.features.clip_features import SPACE, ClipFeatures
-from sfumato.report.metrics.agreement import cosines
-from sfumato.report.metrics.structure import ssim
+from sfumato.report.metrics.clip_score import cosines
+from sfumato.report.metrics.ssim import ssim
 
 _LOADING = field_kinds(LoadOptions)
 _OWN_TO_A_PAIR = ("prompt", "seed", "model", "vae", "token", "init_image", "mask", "width", "height")

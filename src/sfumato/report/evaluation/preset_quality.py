@@ -18,9 +18,9 @@ from sfumato.report.evaluation.comparing import compare
 from sfumato.report.features.clip_features import SPACE as CLIP
 from sfumato.report.features.clip_features import ClipFeatures
 from sfumato.report.features.network import Network
-from sfumato.report.metrics.agreement import cosines
-from sfumato.report.metrics.frechet import Gaussian, frechet_distance
-from sfumato.report.metrics.kernel_distances import kid
+from sfumato.report.metrics.clip_score import cosines
+from sfumato.report.metrics.fid import Gaussian, frechet_distance
+from sfumato.report.metrics.kid_cmmd import kid
 
 EXACT = "exact"
 

@@ -14,7 +14,7 @@ from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import Pixels
 from sfumato.pictures.untrusted_pictures import open_picture, read_bounded
 from sfumato.report.evaluation.feature_cache import pictures_sha256
-from sfumato.report.metrics.frechet import Gaussian
+from sfumato.report.metrics.fid import Gaussian
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
 

@@ -21,12 +21,12 @@ from sfumato.report.evaluation.run_pictures import conditions, read_pictures, se
 from sfumato.report.features.clip_features import SPACE as CLIP
 from sfumato.report.features.clip_features import ClipFeatures
 from sfumato.report.features.network import Features, Network
-from sfumato.report.features.preference import Preference
-from sfumato.report.metrics.agreement import cosines
+from sfumato.report.features.pickscore_hps import Preference
 from sfumato.report.metrics.bootstrap import Estimate, estimate
+from sfumato.report.metrics.clip_score import cosines
 from sfumato.report.metrics.feature_sets import Floats
-from sfumato.report.metrics.frechet import Gaussian, frechet_distance, frechet_infinity
-from sfumato.report.metrics.kernel_distances import cmmd, kid
+from sfumato.report.metrics.fid import Gaussian, frechet_distance, frechet_infinity
+from sfumato.report.metrics.kid_cmmd import cmmd, kid
 from sfumato.runtime import logger
 
 SCORES = "scores.json"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.data.moments import (
+from sfumato.data.encoded_latents import (
     Encoded,
     Moments,
     MomentsSpec,

@@ -20,7 +20,7 @@ from sfumato.models.open_clip import VIT_H_14, load_open_clip
 from sfumato.pictures.pixels import Pixels
 from sfumato.prompt.tokenizer import Tokenizer
 from sfumato.report.features.network import Features, identity
-from sfumato.report.metrics.agreement import cosines
+from sfumato.report.metrics.clip_score import cosines
 from sfumato.report.metrics.feature_sets import Floats
 from sfumato.safety.checker import MEAN, STD, preprocess
 
