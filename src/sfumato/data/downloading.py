@@ -77,7 +77,7 @@ class DownloadOptions:
     distributor: str = "multiprocessing"
 
     def arguments(self) -> list[str]:
-        """As its command line has them."""
+        """The options as img2dataset's command line has them."""
         values: dict[str, Any] = {
             "input_format": "parquet",
             "output_format": "webdataset",

@@ -57,7 +57,7 @@ class MomentsSpec:
                 raise InvalidRequest(f"{name} {getattr(self, name)} must be at least 1")
 
     def values(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return dataclasses.asdict(self)
 
     def part(self, number: int) -> range:

@@ -61,7 +61,7 @@ class Rules:
                 raise InvalidRequest(f"{field.name} {value} must be a finite number")
 
     def values(self) -> dict[str, Any]:
-        """Those that are set."""
+        """The rules that are set, by name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 

@@ -33,7 +33,7 @@ def perceptual_hash(picture: Image.Image) -> Hash:
 
 
 def distance(a: Hash, b: Hash) -> int:
-    """In how many bits two hashes differ."""
+    """The number of bits in which two hashes differ."""
     return (a ^ b).bit_count()
 
 

@@ -18,7 +18,7 @@ from sfumato.errors import PeerGone
 
 @contextmanager
 def process_pool(count: int, begin: Callable[..., None], *given: object) -> Iterator[ProcessPoolExecutor]:
-    """So many fresh processes, each of which begins with `begin(*given)`, all of which must survive pickling.
+    """Start `count` fresh processes, each of which begins with `begin(*given)`, all of which must survive pickling.
 
     Left early, what hasn't begun isn't done. Ctrl-C is for this process alone, and they end when it does, however it
     does. `PeerGone` where one of them ended without a word.

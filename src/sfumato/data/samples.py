@@ -76,12 +76,18 @@ class Subset:
 
 @dataclass(frozen=True, slots=True)
 class StoredSubset(Subset):
-    """The same of a data set of files."""
+    """Some samples of a data set whose pictures are files, in the order given."""
 
     dataset: StoredDataset
 
     def picture_bytes(self, index: int) -> bytes:
         return self.dataset.picture_bytes(self.indices[index])
+
+
+def spread(size: int, count: int) -> list[int]:
+    """Up to `count` numbers below `size`, evenly spread, each once."""
+    chosen = min(size, count)
+    return [i * size // chosen for i in range(chosen)]
 
 
 def parse_fields(data: bytes, name: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class ImageSource:
 
     @classmethod
     def from_dict(cls, values: object) -> Self:
-        """From plain JSON values. `InvalidRequest` on a missing, unknown or mistyped field."""
+        """Read plain JSON values. `InvalidRequest` on a missing, unknown or mistyped field."""
         if not isinstance(values, dict):
             raise InvalidRequest(f"an input picture is an object of fields, not {type(values).__name__}")
         fields = {"sha256", "width", "height", "path"}

@@ -129,7 +129,7 @@ def _split(even: Floats, odd: Floats) -> tuple[Floats, Floats]:
 
 
 def _inverse_haar(low: Floats, details: tuple[Floats, Floats, Floats]) -> Floats:
-    """Inverse of `_haar`, columns before rows."""
+    """Undo `_haar`: (H, W) of its bands (H/2, W/2), columns before rows."""
     horizontal, vertical, diagonal = details
     lower = _merge(low, vertical, axis=1)
     upper = _merge(horizontal, diagonal, axis=1)

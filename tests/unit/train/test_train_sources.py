@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from sfumato.data.samples import spread
 from sfumato.data.shard_writer import as_stored, write_shards
 from sfumato.errors import DataError, InvalidConfig
 from sfumato.pocket.dataset.emoji import open_emoji
 from sfumato.pocket.dataset.scenes import SceneSet
 from sfumato.train.forecast import Plan, forecast
 from sfumato.train.inputs.draws import Draws
-from sfumato.train.inputs.training_data import DataConfig, differently_called, open_pictures, split, spread
+from sfumato.train.inputs.training_data import DataConfig, differently_called, open_pictures, split
 from support.made_data import emoji_set, pictures
 from support.train_toy import ToyTask, toy_config
 

@@ -62,13 +62,13 @@ def stats(
     from sfumato.data.encoded_latents import is_moments, open_moments
     from sfumato.data.open_dataset import open_dataset
     from sfumato.data.reports import stats as count
-    from sfumato.data.samples import StoredSubset
+    from sfumato.data.samples import StoredSubset, spread
 
     if is_moments(source):
         _say({"path": str(source), **_latents(open_moments(source), samples or 1000)}, as_json)
         return
     dataset = open_dataset(source, captions_required=False)
-    looked = dataset if samples is None else StoredSubset(dataset, _spread(len(dataset), samples))
+    looked = dataset if samples is None else StoredSubset(dataset, spread(len(dataset), samples))
     with tracking() as tracker:
         report = count(looked, tracker.on_progress)
     if sheet is not None:
@@ -97,23 +97,18 @@ def _frequent(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} ({number})" for name, number in ordered[:_NAMED]) + more
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """So many numbers below `count`, evenly spread, each once."""
-    some = min(count, wanted)
-    return [i * count // some for i in range(some)]
-
-
 def _draw(dataset: StoredDataset, path: Path, overwrite: bool) -> None:
     import io
 
     from PIL import Image
 
+    from sfumato.data.samples import spread
     from sfumato.data.transforms import Preparation
     from sfumato.files import write_bytes
     from sfumato.pictures.contact_sheet import montage
 
     square = Preparation(width=_THUMBNAIL, height=_THUMBNAIL)
-    pictures = [square(dataset.sample(i).picture) for i in _spread(len(dataset), _SHEET)]
+    pictures = [square(dataset.sample(i).picture) for i in spread(len(dataset), _SHEET)]
     buffer = io.BytesIO()
     Image.fromarray(montage(pictures)).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue(), overwrite=overwrite)
@@ -123,8 +118,10 @@ def _latents(moments: Moments, samples: int) -> dict[str, Any]:
     """The factor that gives latents a deviation of 1, as it is found from some of them (Rombach et al. 2022, D.1)."""
     import torch
 
+    from sfumato.data.samples import spread
+
     means, variances = [], []
-    for index in _spread(len(moments), samples):
+    for index in spread(len(moments), samples):
         part, row = moments.locate(index)
         mean, logvar = part.moments(row)
         means.append(mean.float())

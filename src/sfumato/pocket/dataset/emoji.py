@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sfumato.data.counter_rng import Stream, share
-from sfumato.data.samples import Record, Sample
+from sfumato.data.samples import Record, Sample, spread
 from sfumato.data.shards import ShardSet, open_shards
 from sfumato.errors import DataError
 from sfumato.pocket.dataset.nouns import Noun, noun
@@ -87,8 +87,7 @@ def evenly(subjects: Sequence[Subject], count: int) -> list[Subject]:
     """Up to `count` of them, all of different names ("a …"), evenly spread over the names' order."""
     named = {subject.noun.single: subject for subject in subjects}
     names = sorted(named)
-    wanted = min(count, len(names))
-    return [named[names[i * len(names) // wanted]] for i in range(wanted)]
+    return [named[names[i]] for i in spread(len(names), count)]
 
 
 def open_emoji(folder: Path) -> EmojiSet:

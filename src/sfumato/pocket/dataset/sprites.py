@@ -39,7 +39,7 @@ class Layer:
         region[:] = self.colour + (behind + (behind >> 8) >> 8)  # division by 255, rounded; exact below 2**16
 
     def upper_edge(self) -> NDArray[np.int64]:
-        """For each column the first row in which there is anything, the height where there is nothing: (W,)."""
+        """Find for each column the first row in which there is anything, the height where there is nothing: (W,)."""
         seen = self.rest[..., 0] < 255 - _SEEN
         edge: NDArray[np.int64] = np.where(seen.any(axis=0), seen.argmax(axis=0), self.height)
         return edge

@@ -273,7 +273,7 @@ POCKET_RECIPES: Mapping[str, Recipe] = {
     "pocket-gpu": POCKET_GPU,
     "pocket-gpu-again": POCKET_GPU_AGAIN,
 }
-"""By name."""
+"""The recipes by name."""
 
 SHARES: Mapping[str, Mapping[str, float]] = {"pocket-gpu": GPU_SHARES, "pocket-gpu-again": GPU_AGAIN_SHARES}
-"""Of the recipes whose steps the time decides; what is left of it is for drawing and encoding."""
+"""The shares of the recipes whose steps the time decides; what is left of it is for drawing and encoding."""

@@ -249,7 +249,7 @@ class Pocket:
         )
 
     def _drawn(self, dataset: Dataset, name: str) -> Dataset:
-        """The same, drawn beforehand where there are processes to do so: at most `rendered` of it."""
+        """The data set, drawn beforehand where there are processes to do so: at most `rendered` of it."""
         if self.processes == 1:
             return dataset
         some = Subset(dataset, range(min(len(dataset), self.rendered)))
@@ -321,7 +321,7 @@ class Pocket:
         return MIX_AGAIN if self._remakes_latents else MIX
 
     def _stages(self) -> Iterator[str]:
-        """Those to be trained, in order: with a model to start from, the ones that begin with nothing are left out."""
+        """The stages to train, in order: with a model to start from, those that begin with nothing are left out."""
         for name, stage in self.recipe.items():
             if self._own_latents or (stage.start is not None and name not in lineage(self.recipe, LATENTS)):
                 yield name

@@ -50,7 +50,7 @@ class ModelTraits:
 
     @property
     def parameters(self) -> int:
-        """Of all parts."""
+        """The number of parameters of all parts."""
         return sum(part.parameters for part in self.parts)
 
 
@@ -127,7 +127,7 @@ def _listed(values: tuple[int, ...]) -> str:
 
 
 def _schedule(scheduler: Mapping[str, Any]) -> str:
-    """In words; empty where the file leaves any of it open."""
+    """The noise schedule in words; empty where the file leaves any of it open."""
     steps, kind = scheduler.get("num_train_timesteps"), scheduler.get("beta_schedule")
     start, end = scheduler.get("beta_start"), scheduler.get("beta_end")
     if not all(isinstance(number, int | float) for number in (steps, start, end)) or not isinstance(kind, str):

@@ -116,7 +116,7 @@ def _model_index(name: str, evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _yaml(values: Mapping[str, Any]) -> str:
-    """As the Hub's own library writes it, so that reading and writing there changes nothing."""
+    """Write front matter as the Hub's own library does, so that reading and writing there changes nothing."""
     from huggingface_hub import ModelCardData
 
     written: str = ModelCardData(**values).to_yaml()

@@ -137,7 +137,7 @@ def _plain(name: str) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Those that have it within them; else those close in spelling."""
+    """The known names that have `name` within them; else those close in spelling."""
     keys = list(known)
     return [key for key in keys if name and name in key][:4] or difflib.get_close_matches(name, keys, n=2, cutoff=0.55)
 

@@ -33,7 +33,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its folder: harmless and, within a plan, unique."""
+        """The cell's folder: harmless and, within a plan, unique."""
         return f"{self.label}-g{self.guidance_scale:g}-{self.sampler}-{self.steps}"
 
 
@@ -65,12 +65,12 @@ class Plan:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return {"version": _VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> Self:
-        """Inverse of `to_dict`. `InvalidRequest` for another version or a damaged file."""
+        """Read what `to_dict` wrote. `InvalidRequest` for another version or a damaged file."""
         if values.get("version") != _VERSION:
             raise InvalidRequest(f"{where} is of another version of sfumato: evaluate into another folder")
         try:

@@ -95,7 +95,7 @@ def _notes(notes: Sequence[str]) -> str:
 
 
 def _curves(document: Mapping[str, Any]) -> str:
-    """Left out where there is nothing to draw, or nothing to draw with."""
+    """The curves as a figure, left out where there is nothing to draw, or nothing to draw with."""
     if not drawable(document):
         return ""
     try:

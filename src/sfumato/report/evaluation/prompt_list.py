@@ -85,7 +85,7 @@ def _lines(prompts: Sequence[Prompt]) -> bytes:
 
 
 def _from_coco(text: str, path: Path) -> list[Prompt]:
-    """In the order of the annotations' ids, which is the same in every copy of the file."""
+    """COCO's captions as prompts, in the order of the annotations' ids, the same in every copy of the file."""
     values = _json(text, str(path))
     annotations = values.get("annotations") if isinstance(values, dict) else None
     if not isinstance(annotations, list) or not annotations:
@@ -127,7 +127,7 @@ _READERS: Mapping[str, Callable[[str, Path], list[Prompt]]] = {
 
 
 def _clean(text: str) -> str:
-    """Without line ends and outer spaces, some of which COCO's captions have."""
+    """The text without line ends and outer spaces, some of which COCO's captions have."""
     return " ".join(text.split())
 
 

@@ -142,7 +142,7 @@ def _generate_batch(
     pipeline: Pipeline,
     on_progress: OnProgress,
 ) -> float:
-    """Seconds it took, without writing the files."""
+    """Generate the pictures `indices` together and save those `wanted`. Returns the seconds it took, without saving."""
     requests = [plan.request(cell, prompts.prompts[i].text, i) for i in indices]
     started = time.perf_counter()
     made = pipeline.generate(requests, on_progress=on_progress)

@@ -134,7 +134,7 @@ def pictures_seen(plan: Plan, networks: Sequence[Network], reference: Reference)
 
 
 def preferences(name: str, liked: Floats, number: int, settings: Settings) -> dict[str, Estimate]:
-    """Of cell `number` among cells with scores `liked` (cells, prompts): the mean, and the share of pairs with the
+    """Score cell `number` among cells with scores `liked` (cells, prompts): the mean, and the share of pairs with the
     other cells' pictures of the same prompt in which its own has the higher score (half a pair where they are equal).
     """
     own, others = liked[number], np.delete(liked, number, axis=0)

@@ -27,7 +27,7 @@ class Identity:
     resize: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return asdict(self)
 
 

@@ -26,7 +26,7 @@ class Estimate:
     resamples: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return asdict(self)
 
 

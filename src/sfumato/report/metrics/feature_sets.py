@@ -34,7 +34,7 @@ def same_width(a: Floats, b: Floats) -> None:
 
 
 def unit_rows(embeddings: Floats) -> Floats:
-    """Each row at length 1. `InvalidRequest` for one of zeros."""
+    """Scale each row (N, D) to length 1. `InvalidRequest` for one of zeros."""
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not lengths.all():
         raise InvalidRequest("an embedding is all zeros: the network or the picture is damaged")

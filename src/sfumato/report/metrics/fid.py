@@ -27,7 +27,7 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: NDArray[Any]) -> Self:
-        """Of rows of features (N, D)."""
+        """Fit to rows of features (N, D)."""
         rows = feature_set(features)
         mean = rows.mean(axis=0)
         centred = (rows - mean) / np.sqrt(len(rows) - 1)
@@ -35,7 +35,7 @@ class Gaussian:
 
     @classmethod
     def from_moments(cls, mean: NDArray[Any], covariance: NDArray[Any]) -> Self:
-        """Of a mean (D,) and a covariance (D, D), as files of statistics hold them."""
+        """Take a mean (D,) and a covariance (D, D), as files of statistics hold them."""
         centre, matrix = (np.asarray(values, dtype=np.float64) for values in (mean, covariance))
         if centre.ndim != 1 or matrix.shape != (len(centre), len(centre)):
             raise InvalidRequest(f"a mean of shape {centre.shape} and a covariance of {matrix.shape} don't fit")

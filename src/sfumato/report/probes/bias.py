@@ -16,7 +16,7 @@ Counts = dict[str, dict[str, dict[str, int]]]
 
 
 def counted(prompts: Sequence[str], embeddings: NDArray[Any], clip: ClipFeatures, probe: Neutral) -> Counts:
-    """For each prompt, how many of its pictures (embeddings (N, D), one a prompt) are nearest to each choice.
+    """Count, for each prompt, how many of its pictures (embeddings (N, D), one a prompt) are nearest to each choice.
 
     The classifier has biases of its own: the counts are of what it sees, not of what is there.
     """

@@ -124,7 +124,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
-    """Of how many pictures something was asked, and how many show it."""
+    """The number of pictures of which something was asked, and of those that show it."""
 
     asked: int
     shown: int

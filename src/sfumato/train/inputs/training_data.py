@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, overload
 
 from sfumato.data.open_dataset import open_dataset
-from sfumato.data.samples import Dataset, Sample, Subset
+from sfumato.data.samples import Dataset, Sample, Subset, spread
 from sfumato.data.shards import ShardSet
 from sfumato.errors import DataError, InvalidConfig
 from sfumato.pocket.dataset.emoji import EmojiSet, Split
@@ -102,12 +102,6 @@ class _AllBut(Sequence[int]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return index + index // (self._every - 1)
-
-
-def spread(size: int, count: int = MOST_HELD_OUT) -> list[int]:
-    """Choose up to `count` numbers below `size`, evenly spread."""
-    chosen = min(size, count)
-    return [i * size // chosen for i in range(chosen)]
 
 
 def differently_called(dataset: Dataset, count: int) -> list[Sample]:

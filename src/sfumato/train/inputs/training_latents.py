@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.data.buckets import Bucket, bucket_of, make_buckets
-from sfumato.data.samples import Dataset, Subset
+from sfumato.data.samples import Dataset, Subset, spread
 from sfumato.data.transforms import Preparation
 from sfumato.errors import DataError
 from sfumato.files import make_folder
@@ -21,7 +21,7 @@ from sfumato.train.inputs.encoded_latents import (
     StoredLatents,
     open_latents,
 )
-from sfumato.train.inputs.training_data import DataConfig, open_pictures, split, spread, warn_of_few
+from sfumato.train.inputs.training_data import MOST_HELD_OUT, DataConfig, open_pictures, split, warn_of_few
 from sfumato.train.run_folder import LATENTS
 
 
@@ -94,7 +94,7 @@ def encoded_now(
         training = encoded(pictures.training, "training", side, side)
     if pictures.known:
         return Latents(training=training, held_out=_spread(training))
-    some = Subset(pictures.held_out, spread(len(pictures.held_out)))
+    some = Subset(pictures.held_out, spread(len(pictures.held_out), MOST_HELD_OUT))
     return Latents(training=training, held_out=encoded(some, "held-out", side, side))
 
 
@@ -118,4 +118,4 @@ def check_shape(latents: LatentDataset, channels: int, side: int) -> None:
 
 
 def _spread(latents: LatentDataset) -> SomeLatents:
-    return SomeLatents(latents, spread(len(latents)))
+    return SomeLatents(latents, spread(len(latents), MOST_HELD_OUT))

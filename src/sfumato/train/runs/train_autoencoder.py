@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sfumato.data.samples import spread
 from sfumato.modelfiles.publish_model import publish_autoencoder
 from sfumato.progress import Cancellation, OnProgress, ignore
 from sfumato.train.forecast import NoData, Plan
 from sfumato.train.inputs.draws import Draws
 from sfumato.train.inputs.image_tensors import scaled
-from sfumato.train.inputs.training_data import open_pictures, spread
+from sfumato.train.inputs.training_data import MOST_HELD_OUT, open_pictures
 from sfumato.train.runs.autoencoders import load_autoencoder
 from sfumato.train.runs.run_weights import RunWeights
 from sfumato.train.runs.starting_weights import autoencoder_weights
@@ -43,7 +44,7 @@ def train_autoencoder(
     a channel, where the model has `quant_conv`. Raises as `open_pictures`, `autoencoder_weights` and `train` do.
     """
     pictures = open_pictures(data, config.data, config.run.seed)
-    held_out = [pictures.held_out.sample(i).picture for i in spread(len(pictures.held_out))]
+    held_out = [pictures.held_out.sample(i).picture for i in spread(len(pictures.held_out), MOST_HELD_OUT)]
     task = AutoencoderTask(config, pictures.training, held_out)
 
     def publish(module: nn.Module, model: Path) -> None:
