@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.data.encoded_latents import open_moments
+from sfumato.data.moments import open_moments
 from support.command_line import Cli, files_in
 from support.made_data import emoji_set, noise
 

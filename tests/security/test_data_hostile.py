@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sfumato.data import tar_index
-from sfumato.data.encoded_latents import Part, part_path
 from sfumato.data.folder import open_folder
+from sfumato.data.moments import Part, part_path
 from sfumato.data.reports import verify
 from sfumato.data.shard_writer import as_stored, write_shards
 from sfumato.data.shards import MANIFEST, index_path, open_shards

@@ -14,7 +14,7 @@ from sfumato.cli.terminal.output_lines import facts, stdout_console, write_json,
 from sfumato.cli.terminal.progress_bar import tracking
 
 if TYPE_CHECKING:
-    from sfumato.data.encoded_latents import Moments
+    from sfumato.data.moments import Moments
     from sfumato.data.samples import StoredDataset
 
 _SHEET = 64
@@ -28,7 +28,7 @@ Source = Annotated[
 
 def verify(source: Source, as_json: Json = False) -> None:
     """Read everything in a data set, and list what is wrong: exit code 1 if anything is."""
-    from sfumato.data.encoded_latents import is_moments, open_moments
+    from sfumato.data.moments import is_moments, open_moments
     from sfumato.data.open_dataset import open_dataset
     from sfumato.data.reports import verify as check
 
@@ -59,7 +59,7 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """Count what is in a data set: sizes, captions, licences, copies; of encoded pictures, the scale of the latents."""
-    from sfumato.data.encoded_latents import is_moments, open_moments
+    from sfumato.data.moments import is_moments, open_moments
     from sfumato.data.open_dataset import open_dataset
     from sfumato.data.reports import stats as count
     from sfumato.data.samples import StoredSubset, spread

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.data.encoded_latents import (
+from sfumato.data.moments import (
     Encoded,
     Moments,
     MomentsSpec,

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sfumato.data.encoded_latents import Moments, open_moments
+from sfumato.data.moments import Moments, open_moments
 from sfumato.data.transforms import Preparation
 from sfumato.errors import InvalidConfig
 from sfumato.models.autoencoder import Autoencoder
