@@ -22,6 +22,7 @@ from sfumato.cli.images.replay import replay
 from sfumato.cli.machine.bench import bench
 from sfumato.cli.machine.doctor import doctor
 from sfumato.cli.machine.emissions import emissions
+from sfumato.cli.machine.serve import serve
 from sfumato.cli.models.card import card
 from sfumato.cli.models.convert import convert
 from sfumato.cli.models.inspect import inspect
@@ -86,6 +87,7 @@ app.command(rich_help_panel=_REPORT)(card)
 app.command(rich_help_panel=_REPORT)(emissions)
 app.command(rich_help_panel=_MACHINE)(doctor)
 app.command(rich_help_panel=_MACHINE, context_settings={"allow_extra_args": True})(bench)  # `--json FILE`, as it was
+app.command(rich_help_panel=_MACHINE)(serve)
 
 
 def main() -> NoReturn:

@@ -74,8 +74,10 @@ KEYS = (*(name for name in FIELDS if name not in _OWN_TO_A_PICTURE), PRESET, *_K
 
 # Names in the environment that others than the settings read.
 _INSTRUCTIONS = "SFUMATO_INSTRUCTIONS"
-_READ_ELSEWHERE = frozenset({"SFUMATO_HOME", "SFUMATO_MODEL_PATH", "SFUMATO_NO_KERNELS", _INSTRUCTIONS})
-_BENCHMARKS = "SFUMATO_BENCH_"
+_READ_ELSEWHERE = frozenset(
+    {"SFUMATO_HOME", "SFUMATO_MODEL_PATH", "SFUMATO_NO_KERNELS", "SFUMATO_API_KEY", _INSTRUCTIONS}
+)
+_OTHERS = ("SFUMATO_BENCH_", "SFUMATO_SERVE_")  # the benchmarks' and the server's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +194,7 @@ def unknown_names(environment: Mapping[str, str]) -> Mapping[str, str | None]:
     return {
         name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None)
         for name in unknown
-        if not name.startswith(_BENCHMARKS)
+        if not name.startswith(_OTHERS)
     }
 
 

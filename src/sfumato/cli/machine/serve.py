@@ -1,0 +1,94 @@
+"""`sfumato serve`: an HTTP server that takes jobs and keeps them, whatever happens to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sfumato.cli.options.flags import RUN_FLAGS, Given
+from sfumato.cli.options.option_groups import with_options
+from sfumato.cli.options.settings import read_settings
+from sfumato.cli.terminal.output_lines import write_line
+from sfumato.runtime import require
+
+_SERVER, _ACCESS = "Server", "Access"
+_NAMES = ("device", "dtype", "engine", "memory", "vae_tiling", "variant", "ema", "safety", "watermark")
+_WORKER = tuple(flag for flag in RUN_FLAGS if flag.name in _NAMES)
+
+
+@with_options(given=_WORKER)
+def serve(
+    given: Given,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Listen there; others than 127.0.0.1 need a key.", rich_help_panel=_SERVER
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="N", help="7860 unless given; 0 is any free one.", rich_help_panel=_SERVER)
+    ] = None,
+    folder: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Jobs and their pictures.", rich_help_panel=_SERVER)
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", metavar="NAME", help="Serve this; again for more.", rich_help_panel=_SERVER),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A TOML file of all these.", rich_help_panel=_SERVER)
+    ] = None,
+    max_waiting: Annotated[
+        int | None, typer.Option(metavar="N", help="Jobs that may wait; 64.", rich_help_panel=_SERVER)
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A key a line; SFUMATO_API_KEY is one more.", rich_help_panel=_ACCESS),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name it may be asked under.", rich_help_panel=_ACCESS),
+    ] = None,
+    public_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Its address before a proxy.", rich_help_panel=_ACCESS)
+    ] = None,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write prompts into the log.", rich_help_panel=_ACCESS)
+    ] = False,
+    fake: Annotated[float | None, typer.Option(hidden=True, help="No model; seconds a step.")] = None,
+) -> None:
+    """Serve pictures over HTTP, until Ctrl-C. What was accepted is made, even if the machine stops in between."""
+    require("fastapi", extra="serve")
+    from sfumato.serve.server import serve as run_server
+    from sfumato.serve.server_settings import read_server_settings
+
+    settings = read_server_settings(
+        {
+            "host": host,
+            "port": port,
+            "folder": folder,
+            "models": model,
+            "max_waiting": max_waiting,
+            "allow_hosts": allow_host,
+            "public_url": public_url,
+            "log_prompts": log_prompts or None,
+        },
+        config=config,
+        key_file=api_key_file,
+    )
+    run_server(settings, _worker(given, fake), on_address=lambda url: write_line(f"serving on {url}"))
+
+
+def _worker(given: Given, fake: float | None) -> list[str]:
+    """The command of the worker: the one that generates, or the one of the tests."""
+    if fake is not None:
+        return [sys.executable, "-m", "sfumato.serve.workers.fake_worker", "{socket}", str(fake)]
+    run = read_settings(given).run()
+    options: dict[str, Any] = dataclasses.asdict(run.loading) | {"token": None, "offline": True}
+    told = {"options": options, "safety": run.safety, "watermark": run.watermark}
+    return [sys.executable, "-m", "sfumato.serve.workers.worker_process", "{socket}", json.dumps(told)]

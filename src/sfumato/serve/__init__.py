@@ -1,0 +1,1 @@
+"""`sfumato serve`: an HTTP front that never imports torch, jobs that survive anything, and a worker that generates."""

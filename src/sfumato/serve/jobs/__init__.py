@@ -1,0 +1,1 @@
+"""Accepted jobs: their states, their place on disk, their order, and what is told about them."""

@@ -1,0 +1,1 @@
+"""What the server tells about itself: one log line a request, numbers for Prometheus."""

@@ -1,0 +1,1 @@
+"""Who may ask: names of hosts, pages of other origins, keys."""
