@@ -19,6 +19,7 @@ from sfumato.engines.engine import Engine
 from sfumato.engines.registry import start
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.unet import UNet
+from sfumato.models.unet_inputs import UNetInputs
 
 STEPS, GUIDANCE = 20, 7.5
 
@@ -31,7 +32,8 @@ def picture(engine: Engine, latents: Tensor, context: Tensor) -> Tensor:
     for i in range(STEPS):
         t = 1000 // STEPS * (STEPS - 1 - i) + 1
         now, then = kept[t].item(), kept[max(t - 1000 // STEPS, 0)].item()
-        without, given = engine.denoise(x.repeat(2, 1, 1, 1), torch.full((2,), float(t)), context).chunk(2)
+        inputs = UNetInputs(latents=x, timesteps=torch.tensor([float(t)]), context=context)
+        without, given = engine.unet(inputs).chunk(2)
         noise = without + GUIDANCE * (given - without)
         x0 = (x - (1 - now) ** 0.5 * noise) / now**0.5
         x = then**0.5 * x0 + (1 - then) ** 0.5 * noise

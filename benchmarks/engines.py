@@ -28,6 +28,7 @@ from sfumato.engines.registry import start
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.unet import UNet
 from sfumato.models.unet_config import UNetConfig
+from sfumato.models.unet_inputs import UNetInputs
 from sfumato.nn.empty import empty_modules
 
 ROUNDS = int(os.environ.get("SFUMATO_BENCH_ROUNDS", "3"))
@@ -70,6 +71,7 @@ def contestants(names: tuple[str, ...]) -> dict[str, tuple[Run, Run]]:
     """A guided step and a decode for each name."""
     theirs, their_vae, unet, vae = networks()
     x, t, context = guided_inputs()
+    inputs = UNetInputs(latents=x, timesteps=t, context=context)
     z = torch.randn((1, 4, SIDE, SIDE), generator=torch.Generator().manual_seed(2))
     runs: dict[str, tuple[Run, Run]] = {}
     for name in names:
@@ -78,12 +80,12 @@ def contestants(names: tuple[str, ...]) -> dict[str, tuple[Run, Run]]:
             runs[name] = (lambda m=half: m(x.bfloat16(), t, context.bfloat16()).sample.float(), no_decode)
         elif name == "openvino-bf16":
             network = OpenVinoUNet(unet, precision="bf16")
-            runs[name] = (lambda n=network: n(x, t, context), no_decode)
+            runs[name] = (lambda n=network: n(inputs), no_decode)
         elif name == "diffusers":
             runs[name] = (lambda: theirs(x, t, context).sample, lambda: their_vae.decode(z).sample)
         else:
             engine = start(name, unet, vae)
-            runs[name] = (lambda e=engine: e.denoise(x, t, context), lambda e=engine: e.decode(z))
+            runs[name] = (lambda e=engine: e.unet(inputs), lambda e=engine: e.decode(z))
     return runs
 
 

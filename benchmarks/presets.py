@@ -26,9 +26,9 @@ from sfumato.cli.machine.bench_quality import Quality, show_quality, write_quali
 from sfumato.diffusion.noise import seeded_noise
 from sfumato.diffusion.schedule import NoiseSchedule
 from sfumato.engines.registry import start
-from sfumato.engines.shortcuts import Shortcuts
 from sfumato.modelfiles.identity import ModelIdentity
 from sfumato.models.clip_text import ClipText, ClipTextConfig
+from sfumato.models.unet_inputs import Shortcuts, UNetInputs
 from sfumato.nn.token_merging import Merging
 from sfumato.pipeline.batch import Batch, Inputs, decode_pictures, sample_latents
 from sfumato.pipeline.conditioning import Conditioning
@@ -110,8 +110,9 @@ def calls(model: Model, request: Request) -> Counter[Call]:
     """What a picture asks of the UNet, by kind."""
     counted: Counter[Call] = Counter()
 
-    def denoise(x: Tensor, t: Tensor, context: Tensor, shortcuts: Shortcuts | None = None) -> Tensor:
-        ways = shortcuts or Shortcuts()
+    def unet(inputs: UNetInputs) -> Tensor:
+        x, _, _ = inputs.rows(torch.float32)
+        ways = inputs.shortcuts or Shortcuts()
         counted[Call(len(x), ways.deep is not None, ways.merging.ratio if ways.merging else 0.0)] += 1
         if ways.depth is not None:
             ways.deep = x
@@ -120,7 +121,7 @@ def calls(model: Model, request: Request) -> Counter[Call]:
     def decode(z: Tensor) -> Tensor:
         return torch.zeros(len(z), 3, 8, 8)
 
-    engine = replace(model.engine, denoise=denoise, approximate=denoise, decode=decode)
+    engine = replace(model.engine, unet=unet, decode=decode)
     picture(replace(model, engine=engine), request)
     return counted
 
@@ -128,17 +129,20 @@ def calls(model: Model, request: Request) -> Counter[Call]:
 def measure(model: Model, kinds: list[Call], depth: int) -> Callable[[Call], Callable[[], Tensor]]:
     """How to make one call of each kind."""
     x, t, context = guided_inputs()
-    run = model.engine.approximate
-    assert run is not None
     whole = Shortcuts(depth=depth)
     if any(kind.shallow for kind in kinds):
-        run(x, t, context, whole)
+        model.engine.unet(UNetInputs(latents=x, timesteps=t, context=context, shortcuts=whole))
 
     def call(kind: Call) -> Callable[[], Tensor]:
         merging = Merging(ratio=kind.merging, seed=0) if kind.merging else None
         deep = whole.deep[: kind.rows] if kind.shallow and whole.deep is not None else None
-        inputs = [value[-kind.rows :] for value in (x, t, context)]
-        return lambda: run(*inputs, Shortcuts(merging=merging, depth=depth if kind.shallow else None, deep=deep))
+        latents, timesteps, given = (value[-kind.rows :] for value in (x, t, context))
+
+        def run() -> Tensor:
+            ways = Shortcuts(merging=merging, depth=depth if kind.shallow else None, deep=deep)
+            return model.engine.unet(UNetInputs(latents=latents, timesteps=timesteps, context=given, shortcuts=ways))
+
+        return run
 
     return call
 

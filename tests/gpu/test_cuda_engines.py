@@ -11,7 +11,7 @@ from sfumato.engines.fused import FusedGroupNorm, why_not
 from sfumato.engines.registry import start
 from sfumato.nn.norm import GroupNormSiLU
 from sfumato.runtime import compute_exactly
-from support.engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
+from support.engine_networks import ask, gaussian, relative, tiny_autoencoder, tiny_unet
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.gpu
 )
 @torch.inference_mode()
 def test_engines_match_the_modules(name: str, dtype: torch.dtype, most: float) -> None:
-    """At two sizes and several inputs, so that graphs are recorded, kept and replayed."""
+    """At two sizes and several inputs, so that graphs are captured, kept and replayed."""
     compute_exactly(torch.device("cuda"), dtype)
     small = name == "compile"  # few kinds of blocks, one size of picture: compiling takes longest of all here
     shapes = ("one level", "factor 2") if small else ("v1-like", "v1-like")
@@ -36,8 +36,8 @@ def test_engines_match_the_modules(name: str, dtype: torch.dtype, most: float) -
     assert engine.name == name
     for seed, size in enumerate([(16, 24)] * 2 if small else [(16, 24), (9, 16), (16, 24)]):
         x, context = gaussian(2, 4, *size, seed=seed), gaussian(2, 7, module.config.context_dim, seed=seed + 9)
-        t = torch.full((2,), 981.0 - seed)
-        found = engine.denoise(x.to("cuda", dtype), t.cuda(), context.to("cuda", dtype))
+        t = torch.full((1,), 981.0 - seed)
+        found = ask(engine.unet, x.to("cuda", dtype), t.cuda(), context.to("cuda", dtype))
         assert relative(found.float().cpu(), module(x, t, context)) <= most
     latents = gaussian(1, pictures.config.latent_channels, 8, 8)
     assert relative(engine.decode(latents.to("cuda", dtype)).float().cpu(), pictures.decode(latents)) <= most

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from sfumato import load_pipeline
 from sfumato.diffusion.guidance import combined
+from sfumato.engines.engine import Engine
 from sfumato.engines.registry import start
+from sfumato.models.unet_inputs import UNetInputs
 from sfumato.pictures.pixels import psnr
 from sfumato.runtime import compute_exactly
 from support.engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
@@ -16,6 +19,11 @@ from support.engine_networks import gaussian, relative, tiny_autoencoder, tiny_u
 pytestmark = pytest.mark.gpu
 
 SCALE = 3.0
+
+
+def guided(engine: Engine, x: Tensor, t: float, context: Tensor, *factors: float) -> Tensor:
+    timesteps = torch.full((1,), t, device=x.device)
+    return engine.unet(UNetInputs(latents=x, timesteps=timesteps, context=context, factors=factors))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +44,7 @@ def test_guided_answers_match_the_modules(name: str, dtype: torch.dtype, most: f
     module, on_gpu = (tiny_unet("one level" if small else "v1-like") for _ in range(2))
     engine = start(name, on_gpu.to("cuda", dtype), tiny_autoencoder("factor 2").to("cuda", dtype))
     assert engine.name == name
-    assert engine.guided is not None
+    assert engine.guides
     config = module.config
     contexts = [gaussian(4, 7, config.context_dim, seed=seed) for seed in (20, 21)]
     given = [context.to("cuda", dtype) for context in contexts]
@@ -45,23 +53,23 @@ def test_guided_answers_match_the_modules(name: str, dtype: torch.dtype, most: f
         if small and size != (16, 24):
             continue
         x, t = gaussian(2, config.in_channels, *size, seed=seed), 981.0 - seed
-        found = engine.guided(x.cuda(), t, given[which], (SCALE,))
+        found = guided(engine, x.cuda(), t, given[which], SCALE)
         answers = module(torch.cat([x, x]), torch.full((4,), t), contexts[which]).chunk(2)
         assert found.dtype is torch.float32
         assert relative(found.cpu(), combined(answers, (SCALE,))) <= most
         if not small and which == 0:
-            assert relative(engine.guided(x.cuda(), t, alone, ()).cpu(), answers[1]) <= most
+            assert relative(guided(engine, x.cuda(), t, alone).cpu(), answers[1]) <= most
 
 
 @torch.inference_mode()
 def test_recording_a_graph_is_no_wait_that_torch_forbids() -> None:
     unet = tiny_unet("v1-like").to("cuda", torch.float16)
     engine = start("graph", unet, tiny_autoencoder("v1-like").to("cuda", torch.float16))
-    assert engine.guided is not None
+    assert engine.guides
     x, context = gaussian(1, 4, 16, 16).cuda(), gaussian(2, 7, 24).to("cuda", torch.float16)
     try:
         torch.cuda.set_sync_debug_mode("error")
-        found = [engine.guided(x, t, context, (SCALE,)) for t in (981.0, 500.0)]
+        found = [guided(engine, x, t, context, SCALE) for t in (981.0, 500.0)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(one.isfinite().all() for one in found)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sfumato.engines.fused import FusedGroupNorm, fused_twin, why_not
+from sfumato.engines.fused import FusedGroupNorm, fused_copy, why_not
 from sfumato.nn.norm import GroupNormSiLU
 from support.engine_networks import gaussian, tiny_autoencoder, tiny_unet
 
@@ -45,18 +45,18 @@ def test_the_kernels_match_torch_in_tritons_interpreter() -> None:
 
 def test_every_group_norm_is_fused_in_a_twin_with_the_same_weights_and_the_network_left_alone() -> None:
     for network in (tiny_unet("v1-like"), tiny_autoencoder("v1-like")):
-        twin = fused_twin(network)
+        copied = fused_copy(network)
         norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.GroupNorm)}
-        fused = {name: module for name, module in twin.named_modules() if isinstance(module, FusedGroupNorm)}
+        fused = {name: module for name, module in copied.named_modules() if isinstance(module, FusedGroupNorm)}
         assert norms.keys() == fused.keys()
-        assert not any(isinstance(module, nn.GroupNorm) for module in twin.modules())
+        assert not any(isinstance(module, nn.GroupNorm) for module in copied.modules())
         for name, module in fused.items():
             norm = norms[name]
             assert module.weight is norm.weight
             assert module.bias is norm.bias
             assert (module.groups, module.eps) == (norm.num_groups, norm.eps)
             assert module.silu is isinstance(norm, GroupNormSiLU)
-        assert twin.state_dict().keys() == network.state_dict().keys()
+        assert copied.state_dict().keys() == network.state_dict().keys()
 
 
 def test_without_triton_nothing_is_fused_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

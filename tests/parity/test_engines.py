@@ -29,7 +29,7 @@ from sfumato.errors import InvalidRequest, MissingExtra
 from sfumato.models import autoencoder, unet
 from sfumato.models.unet_config import UNetConfig
 from sfumato.user_cache import cache_folder
-from support.engine_networks import gaussian, relative, tiny_autoencoder, tiny_unet
+from support.engine_networks import ask, gaussian, relative, tiny_autoencoder, tiny_unet
 from support.tiny import AUTOENCODERS, UNETS
 
 KERNELS: dict[str, Callable[[], Kernels]] = {
@@ -55,7 +55,7 @@ def test_exact_unet_matches_eager(name: str, kernels: Kernels) -> None:
         pair = gaussian(1, module.config.in_channels, 16, 24).repeat(2, 1, 1, 1)
         two = gaussian(2, module.config.in_channels, 16, 24)
         for x in (pair, two):
-            assert relative(exact(x, t, context), module(x, t, context)) <= 2e-5
+            assert relative(ask(exact, x, t, context), module(x, t, context)) <= 2e-5
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -63,7 +63,7 @@ def test_exact_unet_matches_eager(name: str, kernels: Kernels) -> None:
 def test_exact_unet_takes_sizes_that_do_not_halve(size: tuple[int, int], kernels: Kernels) -> None:
     module = tiny_unet("v1-like")
     x, context, t = gaussian(1, 4, *size), gaussian(1, 7, 24, seed=2), torch.tensor([500.0])
-    assert relative(ExactUNet(module, kernels)(x, t, context), module(x, t, context)) <= 5e-5
+    assert relative(ask(ExactUNet(module, kernels), x, t, context), module(x, t, context)) <= 5e-5
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
@@ -87,7 +87,7 @@ def test_what_is_kept_belongs_to_its_context_and_time(kernels: Kernels) -> None:
     x = gaussian(2, 4, 8, 8)
     for seed, t in ((1, 3.0), (2, 3.0), (1, 7.0), (3, 3.0), (4, 3.0), (5, 3.0), (6, 3.0), (1, 3.0)):
         context, times = gaussian(2, 7, 24, seed=seed), torch.full((2,), t)
-        assert torch.equal(kept(x, times, context), ExactUNet(module, kernels)(x, times, context))
+        assert torch.equal(ask(kept, x, times, context), ask(ExactUNet(module, kernels), x, times, context))
 
 
 @torch.inference_mode()
@@ -95,11 +95,11 @@ def test_weights_are_read_where_they_are(kernels: Kernels) -> None:
     module = tiny_unet("v1-like")
     exact = ExactUNet(module, kernels)
     x, t, context = gaussian(2, 4, 8, 8), torch.full((2,), 5.0), gaussian(2, 7, 24)
-    exact(x, t, context)
+    ask(exact, x, t, context)
     for parameter in module.parameters():
         parameter.mul_(1.1)
     exact.forget()
-    assert relative(exact(x, t, context), module(x, t, context)) <= 2e-5
+    assert relative(ask(exact, x, t, context), module(x, t, context)) <= 2e-5
 
 
 @pytest.mark.parametrize(
@@ -264,18 +264,18 @@ def test_auto_is_graph_on_nvidia_where_triton_works_and_memory_is_not_short(
 def test_blocks_are_traced_whole_at_any_size_and_the_model_is_left_alone() -> None:
     """Without the compiler itself, which takes long: its input is what is told apart here. The weights are shared."""
     module = tiny_unet("pocket-like")
-    twin = compiled.compiled_twin(module, backend="eager")
+    copied = compiled.compiled_copy(module, backend="eager")
     context, t = gaussian(2, 7, 20, seed=2), torch.tensor([981.0, 12.5])
     for size in ((8, 12), (5, 8)):
         x = gaussian(2, 4, *size)
-        assert relative(twin(x, t, context), module(x, t, context)) <= 2e-5
-    assert any(block._compiled_call_impl for block in twin.modules())
+        assert relative(copied(x, t, context), module(x, t, context)) <= 2e-5
+    assert any(block._compiled_call_impl for block in copied.modules())
     assert not any(block._compiled_call_impl for block in module.modules())
-    before = twin(x, t, context)
+    before = copied(x, t, context)
     for parameter in module.parameters():
         parameter.mul_(1.1)
-    assert relative(twin(x, t, context), module(x, t, context)) <= 2e-5
-    assert not torch.equal(twin(x, t, context), before)
+    assert relative(copied(x, t, context), module(x, t, context)) <= 2e-5
+    assert not torch.equal(copied(x, t, context), before)
 
 
 @torch.inference_mode()
@@ -322,10 +322,10 @@ def test_openvino_matches_eager_and_is_converted_once(
     module, pictures = tiny_unet("v1-like"), tiny_autoencoder(next(iter(AUTOENCODERS)))
     x, context, t = gaussian(2, 4, *size), gaussian(2, 7, 24, seed=2), torch.tensor([981.0, 12.5])
     engine = start("openvino", module, pictures)
-    assert relative(engine.denoise(x, t, context), module(x, t, context)) <= 2e-5
+    assert relative(ask(engine.unet, x, t, context), module(x, t, context)) <= 2e-5
     kept = sorted(path for path in cache_folder().rglob("*") if path.is_file())
     again = start("openvino", module, pictures)
-    assert torch.equal(again.denoise(x, t, context), engine.denoise(x, t, context))
+    assert torch.equal(ask(again.unet, x, t, context), ask(engine.unet, x, t, context))
     assert sorted(path for path in cache_folder().rglob("*") if path.is_file()) == kept
     images = gaussian(1, 3, 32, 48)
     assert relative(engine.encode(images).mean, pictures.encode(images).mean) <= 2e-5
@@ -342,7 +342,7 @@ def test_openvino_that_isnt_installed_names_its_extra(monkeypatch: pytest.Monkey
 def test_compile_takes_a_model_whose_weights_lie_in_their_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers as `eager`, whose layers widen them; what is compiled is traced only, as above."""
     monkeypatch.setattr(compiled, "why_not", lambda device: "")
-    monkeypatch.setattr(compiled, "compiled_twin", partial(compiled.compiled_twin, backend="eager"))
+    monkeypatch.setattr(compiled, "compiled_copy", partial(compiled.compiled_copy, backend="eager"))
     answers = []
     for engine in ("eager", "compile"):
         model = load_pipeline("pocket", device="cpu", dtype="float32", engine=engine).model

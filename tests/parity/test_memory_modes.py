@@ -17,6 +17,7 @@ from sfumato.nn.lazy_weights import StoredConv2d, StoredEmbedding, StoredLinear,
 from sfumato.pipeline import memory_mode
 from sfumato.pipeline.pipeline import Pipeline
 from sfumato.weights import mapper
+from support.engine_networks import ask
 from support.tiny_pipeline import reference_pipeline
 
 ENGINES = ("eager", "winograd", "winograd-plain")
@@ -58,7 +59,7 @@ def answers(pipeline: Pipeline) -> dict[str, Tensor]:
     with torch.inference_mode():
         return {
             "text": torch.cat(pipeline.encode_prompt("a red heart").contexts),
-            "unet": model.engine.denoise(latents.repeat(2, 1, 1, 1), torch.tensor([981.0, 981.0]), context),
+            "unet": ask(model.engine.unet, latents, torch.tensor([981.0]), context),
             "decoder": model.engine.decode(latents),
             "encoder": model.engine.encode(picture).mean,
         }

@@ -11,8 +11,10 @@ import transformers
 from torch import Tensor
 
 import sfumato
+from sfumato.engines.engine import eager
 from sfumato.models import autoencoder, clip_text, clip_vision, unet
 from sfumato.models.unet_config import UNetConfig
+from sfumato.models.unet_inputs import Residuals, UNetInputs
 from sfumato.nn.empty import empty_modules
 from support.in_memory import load
 from support.tiny import (
@@ -26,6 +28,7 @@ from support.tiny import (
 )
 
 ASSETS = Path(sfumato.__file__).parent / "assets"
+TINY = autoencoder.AutoencoderConfig(block_channels=(8,), layers_per_block=1, norm_groups=4)
 
 
 def assert_close(ours: Tensor, reference: Tensor) -> None:
@@ -57,6 +60,40 @@ def test_unet_takes_the_same_latents_under_several_contexts(name: str) -> None:
     x, context = gaussian(2, config.in_channels, 9, 16), gaussian(6, 7, config.context_dim, seed=2)
     expected = reference(x.repeat(3, 1, 1, 1), torch.tensor(981.0), context).sample
     assert_close(ours(x, torch.tensor([981.0]), context), expected)
+
+
+@pytest.mark.parametrize("given", ["ControlNet", "T2I-Adapter", "both"])
+@pytest.mark.parametrize("name", sorted(set(UNETS) - {"attention below"}))
+@torch.inference_mode()
+def test_residuals_of_adapters_are_added_where_diffusers_adds_them(name: str, given: str) -> None:
+    """A level that doesn't attend, and isn't the last, diffusers gives a T2I-Adapter's behind its downsampler; v1 has
+    none."""
+    reference = diffusers_unet(name)
+    config = UNetConfig.from_published(dict(reference.config))
+    ours = eager(load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict()), autoencoder.Autoencoder(TINY))
+    x, t, context = gaussian(2, config.in_channels, 16, 24), torch.tensor([500.0]), gaussian(2, 7, config.context_dim)
+    channels = config.block_channels
+    sizes = [(2, c, 16 >> level, 24 >> level) for level, c in enumerate(channels)]
+    shapes = [(2, channels[0], 16, 24)]
+    for level, (size, smaller) in enumerate(zip(sizes, [*sizes[1:], None], strict=True)):
+        shapes += [size] * config.layers_per_block
+        shapes += [(2, channels[level], *smaller[2:])] if smaller else []
+    skips = tuple(gaussian(*shape, seed=i) for i, shape in enumerate(shapes)) if given != "T2I-Adapter" else ()
+    middle = gaussian(*shapes[-1], seed=50) if skips else None
+    levels = tuple(gaussian(*size, seed=60 + i) for i, size in enumerate(sizes)) if given != "ControlNet" else ()
+    expected = reference(
+        x,
+        t[0],
+        context,
+        down_block_additional_residuals=skips or None,
+        mid_block_additional_residual=middle,
+        down_intrablock_additional_residuals=list(levels) or None,
+    ).sample
+    residuals = Residuals(skips=skips, middle=middle, levels=levels)
+    assert ours.adapts
+    found = ours.unet(UNetInputs(latents=x, timesteps=t, context=context, residuals=residuals))
+    assert_close(found, expected)
+    assert (found - reference(x, t[0], context).sample).std() > 1e-2 * expected.std()
 
 
 @pytest.mark.parametrize("size", [(9, 16), (10, 10), (3, 5), (2, 3)])

@@ -11,23 +11,24 @@ import pytest
 import tomesd
 import torch
 from DeepCache import DeepCacheSDHelper
-from test_engines import gaussian, relative, tiny_unet
 from torch import Tensor
 
 from sfumato import load_pipeline
+from sfumato.engines.engine import called_as_written
 from sfumato.engines.exact_unet import ExactUNet
 from sfumato.engines.native_kernels import NativeKernels
-from sfumato.engines.shortcuts import Shortcuts, approximate, layers_up
 from sfumato.engines.torch_kernels import TorchKernels
 from sfumato.models.unet import UNet
+from sfumato.models.unet_inputs import Shortcuts, UNetInputs
 from sfumato.nn import token_merging
 from sfumato.nn.token_merging import Merging, destinations
+from support.engine_networks import ask, gaussian, relative, tiny_unet
 from support.tiny import UNETS, diffusers_unet
 from support.tiny_pipeline import Pair
 
-Forward = Callable[[Tensor, Tensor, Tensor, Shortcuts], Tensor]
+Forward = Callable[[UNetInputs], Tensor]
 ENGINES: dict[str, Callable[[UNet], Forward]] = {
-    "eager": lambda unet: lambda *inputs: approximate(unet, *inputs),
+    "eager": called_as_written,
     "compiled": lambda unet: ExactUNet(unet, NativeKernels()),
     "plain": lambda unet: ExactUNet(unet, TorchKernels()),
 }
@@ -52,14 +53,14 @@ def test_a_whole_forward_is_exact_and_one_over_its_own_features_too(
     unet = tiny_unet(name)
     run, given = engine(unet), inputs(unet, 981.0)
     exact = unet(*given)
-    layers = layers_up(unet)
+    layers = unet.layers_up
     for depth in sorted({1, layers // 2, layers - 1} - {0, layers}):
         shortcuts = Shortcuts(depth=depth)
-        assert relative(run(*given, shortcuts), exact) <= 2e-5
+        assert relative(ask(run, *given, shortcuts), exact) <= 2e-5
         assert shortcuts.deep is not None and len(shortcuts.deep) == 2
-        assert relative(run(*given, shortcuts), exact) <= 2e-5
+        assert relative(ask(run, *given, shortcuts), exact) <= 2e-5
     if engine is ENGINES["eager"]:
-        assert torch.equal(run(*given, Shortcuts()), exact)
+        assert torch.equal(ask(run, *given, Shortcuts()), exact)
 
 
 @pytest.mark.parametrize(("branch", "interval"), [(0, 1), (0, 2), (1, 3), (3, 2), (8, 3)])
@@ -168,7 +169,7 @@ def test_a_forward_with_merging_is_tomesds(
     expected = theirs(*given).sample
     assert relative(expected, exact) > 1e-3
     merging = Merging(ratio=0.5, seed=0)
-    assert relative(engine(unet)(*given, Shortcuts(merging=merging)), expected) <= 2e-5
+    assert relative(ask(engine(unet), *given, Shortcuts(merging=merging)), expected) <= 2e-5
 
 
 @torch.inference_mode()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from sfumato.models import autoencoder, unet
+from sfumato.models.unet_config import UNetConfig
+from sfumato.models.unet_inputs import Shortcuts, UNetInputs
 from support.in_memory import load
 from support.tiny import diffusers_autoencoder, diffusers_unet
 
@@ -20,9 +24,20 @@ def relative(ours: Tensor, reference: Tensor) -> float:
     return ((ours.double() - reference.double()).norm() / reference.double().norm()).item()
 
 
+def ask(
+    engine_unet: Callable[[UNetInputs], Tensor],
+    latents: Tensor,
+    timesteps: Tensor,
+    context: Tensor,
+    shortcuts: Shortcuts | None = None,
+) -> Tensor:
+    """What an `Engine.unet` answers to what `UNet.forward` would be given."""
+    return engine_unet(UNetInputs(latents=latents, timesteps=timesteps, context=context, shortcuts=shortcuts))
+
+
 def tiny_unet(name: str) -> unet.UNet:
     reference = diffusers_unet(name)
-    config = unet.UNetConfig.from_published(dict(reference.config))
+    config = UNetConfig.from_published(dict(reference.config))
     return load(unet.UNet, config, unet.DIFFUSERS, reference.state_dict())
 
 

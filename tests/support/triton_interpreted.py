@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.engines.fused import fused_twin, why_not
+from sfumato.engines.fused import fused_copy, why_not
 from sfumato.engines.triton_norm import group_norm
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.unet import UNet
@@ -78,11 +78,11 @@ def networks() -> Iterator[tuple[str, float]]:
                 nn.init.normal_(module.bias)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, t, context = torch.randn(2, 4, 6, 5), torch.tensor([981.0, 3.0]), torch.randn(2, 3, 8)
-    yield "UNet", relative(fused_twin(unet)(x, t, context), unet(x, t, context))
+    yield "UNet", relative(fused_copy(unet)(x, t, context), unet(x, t, context))
     latents, image = torch.randn(1, 2, 4, 3), torch.randn(1, 3, 8, 6)
-    twin = fused_twin(pictures)
-    yield "decoder", relative(twin.decode(latents), pictures.decode(latents))
-    yield "encoder", relative(twin.encode(image).mean, pictures.encode(image).mean)
+    copied = fused_copy(pictures)
+    yield "decoder", relative(copied.decode(latents), pictures.decode(latents))
+    yield "encoder", relative(copied.encode(image).mean, pictures.encode(image).mean)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ class TorchRunner:
 
 def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
     from sfumato.modelfiles.load_options import LoadOptions
+    from sfumato.models.unet_inputs import UNetInputs
     from sfumato.pipeline.model import load_model
     from sfumato.pipeline.pipeline import Pipeline
     from sfumato.pipeline.presets import PRESET, with_preset
@@ -141,10 +142,13 @@ def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
         pipeline.batch_size = count
         return pipeline.generate(request, count=count)
 
+    def denoise(latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        return loaded.engine.unet(UNetInputs(latents=latents, timesteps=timesteps, context=context))
+
     networks = Networks(
         runs=loaded.engine.name,
         without_gradients=torch.inference_mode,
-        denoise=loaded.engine.denoise,
+        denoise=denoise,
         decode=loaded.engine.decode,
         generate=generate,
         context_dim=loaded.unet.config.context_dim,

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from sfumato.engines.exact_unet import as_torch, enlarged, resnet
 from sfumato.engines.kernels import Kernels
-from sfumato.engines.typed_modules import member, members
 from sfumato.models.autoencoder import (
     Autoencoder,
     Downsample,
@@ -18,6 +17,7 @@ from sfumato.models.autoencoder import (
     Upsample,
 )
 from sfumato.nn.resnet import ResnetBlock
+from sfumato.nn.typed_modules import typed_module, typed_modules
 
 
 class ExactAutoencoder:
@@ -30,7 +30,7 @@ class ExactAutoencoder:
         """Pixels (B, 3, H, W) in [-1, 1], sides multiples of the factor → the posterior of unscaled latents."""
         encoder = self.autoencoder.encoder
         x = self.kernels.conv3x3(_nhwc(images), encoder.conv_in)
-        for level in members(encoder.down_blocks, Level):
+        for level in typed_modules(encoder.down_blocks, Level):
             x = self._level(level, x)
         return self.posterior(self.middle(encoder.mid_block, x))
 
@@ -45,7 +45,7 @@ class ExactAutoencoder:
         """Unscaled latents (B, latent_channels, h, w) → pixels (B, 3, f·h, f·w), about [-1, 1] but not clamped."""
         decoder = self.autoencoder.decoder
         x = self.enter(latents)
-        for level in members(decoder.up_blocks, Level):
+        for level in typed_modules(decoder.up_blocks, Level):
             x = self._level(level, x)
         return _nchw(self._out(x, decoder.conv_norm_out, decoder.conv_out)).contiguous()
 
@@ -59,27 +59,27 @@ class ExactAutoencoder:
         return self.kernels.conv3x3(x, conv, norm=self.kernels.group_norm(x, norm))
 
     def _level(self, level: Level, x: Tensor) -> Tensor:
-        for block in members(level.resnets, ResnetBlock):
+        for block in typed_modules(level.resnets, ResnetBlock):
             x = resnet(self.kernels, block, x)
         if level.resample == "downsamplers":
-            (down,) = members(level.downsamplers, Downsample)
+            (down,) = typed_modules(level.downsamplers, Downsample)
             x = strided_down(F.pad(x, (0, 0, 0, 0, 0, 1)), down.conv)
         elif level.resample == "upsamplers":
-            (up,) = members(level.upsamplers, Upsample)
+            (up,) = typed_modules(level.upsamplers, Upsample)
             x = enlarged(self.kernels, x, up.conv, (2 * x.shape[1], 2 * x.shape[2]))
         return x
 
     def middle(self, block: MidBlock, x: Tensor) -> Tensor:
         """`MidBlock.forward` on (B, H, W, C)."""
-        first, last = members(block.resnets, ResnetBlock)
-        (layer,) = members(block.attentions, PixelAttention)
+        first, last = typed_modules(block.resnets, ResnetBlock)
+        (layer,) = typed_modules(block.attentions, PixelAttention)
         return resnet(self.kernels, last, self._attention(layer, resnet(self.kernels, first, x)))
 
     def _attention(self, layer: PixelAttention, x: Tensor) -> Tensor:
         kernels, rows = self.kernels, x.flatten(1, 2)
         norm = kernels.group_norm(x, layer.group_norm)
         q, k, v = (kernels.linear(rows, part, norm=norm) for part in (layer.to_q, layer.to_k, layer.to_v))
-        out = member(layer.to_out[0], nn.Linear)
+        out = typed_module(layer.to_out[0], nn.Linear)
         return kernels.linear(kernels.attention(q, k, v, 1), out, residual=rows).view(x.shape)
 
 

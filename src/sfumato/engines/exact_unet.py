@@ -18,21 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.engines.kernels import Kernels
-from sfumato.engines.shortcuts import Shortcuts, finest_attending, walk
-from sfumato.engines.typed_modules import member, members
-from sfumato.models.unet import (
-    GEGLU,
-    Block,
-    CrossAttention,
-    Downsample,
-    MidBlock,
-    SpatialTransformer,
-    TransformerBlock,
-    UNet,
-    Upsample,
-)
+from sfumato.models.unet import Block, UNet
+from sfumato.models.unet_inputs import Residuals, Shortcuts, UNetInputs
+from sfumato.models.unet_layers import GEGLU, CrossAttention, Downsample, SpatialTransformer, TransformerBlock, Upsample
 from sfumato.nn.resnet import ResnetBlock
 from sfumato.nn.token_merging import Matching, Merging
+from sfumato.nn.typed_modules import typed_module, typed_modules
 
 _KEPT_CONTEXTS, _KEPT_TIMES = 4, 128
 
@@ -41,8 +32,8 @@ Channels = Mapping[ResnetBlock, Tensor]
 
 
 class ExactUNet:
-    """Called as `UNet.forward`, with or without shortcuts. Weights are read where they are; change them and `forget`
-    what was kept."""
+    """An `Engine.unet` that takes shortcuts. Weights are read where they are: change them and `forget` what was
+    kept."""
 
     def __init__(self, unet: UNet, kernels: Kernels) -> None:
         self.unet, self.kernels = unet, kernels
@@ -59,19 +50,18 @@ class ExactUNet:
             self._contexts.clear()
             self._times.clear()
 
-    def __call__(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, shortcuts: Shortcuts | None = None
-    ) -> Tensor:
-        """latents (B, in_channels, h, w), timesteps (B,), context (B, T, context_dim) → (B, out_channels, h, w)."""
-        shortcuts = shortcuts or Shortcuts()
+    def __call__(self, inputs: UNetInputs) -> Tensor:
+        """The answers (k·B, out_channels, h, w) float32."""
+        latents, timesteps, context = inputs.rows(torch.float32)
+        shortcuts = inputs.shortcuts or Shortcuts()
         unet, kernels = self.unet, self.kernels
         channels = self._time_channels(timesteps)
         keys_values = self._keys_values(context)
         shared = _twice(latents, timesteps)
         x = latents[: len(latents) // 2] if shared else latents
-        run = _Run(kernels, channels, keys_values, len(latents), shortcuts.merging, finest_attending(unet))
+        run = _Run(kernels, channels, keys_values, len(latents), shortcuts.merging, unet.finest_attending())
         x = kernels.conv3x3(x.permute(0, 2, 3, 1).contiguous(), unet.conv_in)
-        x = run.whole(walk(unet, run, x, shortcuts))
+        x = run.whole(unet.walk(run, x, Residuals(), shortcuts))
         out = kernels.conv3x3(x, unet.conv_out, norm=kernels.group_norm(x, unet.conv_norm_out))
         return out.permute(0, 3, 1, 2).contiguous()
 
@@ -123,16 +113,12 @@ class _Run:
         return x if len(x) == self.batch else torch.cat([x, x])
 
     def layer(self, block: Block, j: int, x: Tensor) -> Tensor:
-        residual = member(block.resnets[j], ResnetBlock)
+        residual = typed_module(block.resnets[j], ResnetBlock)
         x = resnet(self.kernels, residual, x, self.channels[residual])
-        if not len(block.attentions):
+        if j >= len(block.attentions):
             return x
         merging = self.merging if block in self.merged else None
-        return self._transformer(member(block.attentions[j], SpatialTransformer), x, merging)
-
-    def middle(self, block: MidBlock, x: Tensor) -> Tensor:
-        last = member(block.resnets[1], ResnetBlock)
-        return resnet(self.kernels, last, self.layer(block, 0, x), self.channels[last])
+        return self._transformer(typed_module(block.attentions[j], SpatialTransformer), x, merging)
 
     def halved(self, downsample: Downsample, x: Tensor) -> Tensor:
         return strided(self.kernels, x, downsample.conv)
@@ -147,12 +133,12 @@ class _Run:
     def _transformer(self, transformer: SpatialTransformer, x: Tensor, merging: Merging | None) -> Tensor:
         kernels = self.kernels
         rows = kernels.linear(x.flatten(1, 2), transformer.proj_in, norm=kernels.group_norm(x, transformer.norm))
-        for block in members(transformer.transformer_blocks, TransformerBlock):
+        for block in typed_modules(transformer.transformer_blocks, TransformerBlock):
             rows = self._to_itself(block, rows, merging.match(rows, (x.shape[1], x.shape[2])) if merging else None)
             layer = block.attn2
             q = self.whole(kernels.linear(rows, layer.to_q, norm=kernels.layer_norm(rows, block.norm2)))
             rows = self._attended(layer, q, *self.keys_values[layer], self.whole(rows))
-            gate, out = member(block.ff.net[0], GEGLU), member(block.ff.net[2], nn.Linear)
+            gate, out = typed_module(block.ff.net[0], GEGLU), typed_module(block.ff.net[2], nn.Linear)
             hidden = kernels.linear(rows, gate.proj, norm=kernels.layer_norm(rows, block.norm3), gated=True)
             rows = kernels.linear(hidden, out, residual=rows)
         x = self.whole(x)
@@ -170,7 +156,7 @@ class _Run:
         return rows + matching.unmerge(self._attended(layer, q, k, v, None))
 
     def _attended(self, layer: CrossAttention, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
-        out = member(layer.to_out[0], nn.Linear)
+        out = typed_module(layer.to_out[0], nn.Linear)
         return self.kernels.linear(self.kernels.attention(q, k, v, layer.heads), out, residual=rows)
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sfumato.engines.shared_copy import twin_of
+from sfumato.engines.shared_copy import shared_copy
 from sfumato.nn.norm import GroupNormSiLU
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -30,14 +30,14 @@ class FusedGroupNorm(nn.Module):
             return group_norm(x, self.weight, self.bias, groups=self.groups, eps=self.eps, silu=self.silu)
 
 
-def fused_twin(network: Network) -> Network:
+def fused_copy(network: Network) -> Network:
     """A copy of a network that shares its weights and whose GroupNorms are fused. The network itself stays as it is."""
-    twin = twin_of(network)
-    for module in list(twin.modules()):
+    copied = shared_copy(network)
+    for module in list(copied.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.GroupNorm):
                 setattr(module, name, FusedGroupNorm(child))
-    return twin
+    return copied
 
 
 @functools.cache

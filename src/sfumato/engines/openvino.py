@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sfumato.files import atomic_folder, locked
 from sfumato.models.autoencoder import Autoencoder, Posterior
 from sfumato.models.unet import UNet
+from sfumato.models.unet_inputs import UNetInputs
 from sfumato.runtime import require
 from sfumato.user_cache import cache_folder
 
@@ -96,13 +97,14 @@ class _Traced(nn.Module):
 
 
 class OpenVinoUNet:
-    """Called as `UNet.forward`. `precision` is OpenVINO's hint; the engine's is float32."""
+    """An `Engine.unet`. `precision` is OpenVINO's hint; the engine's is float32."""
 
     def __init__(self, unet: UNet, *, precision: str = "f32") -> None:
         self._converted = Converted("unet", unet, unet, precision=precision)
 
-    def __call__(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        return self._converted(latents, timesteps, context)[0]
+    def __call__(self, inputs: UNetInputs) -> Tensor:
+        """The answers (k·B, out_channels, h, w) float32."""
+        return self._converted(*inputs.rows(torch.float32))[0]
 
 
 class OpenVinoAutoencoder:

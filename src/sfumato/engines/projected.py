@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.engines.shared_copy import twin_of
-from sfumato.models.unet import CrossAttention, TransformerBlock, UNet, rows
+from sfumato.engines.shared_copy import shared_copy
+from sfumato.models.unet import UNet
+from sfumato.models.unet_layers import CrossAttention, TransformerBlock, rows
 from sfumato.nn.attention import attention
 
 
@@ -34,15 +35,15 @@ def project(unet: UNet, context: Tensor) -> Tensor:
     return torch.cat([layer(context) for cross in layers for layer in (cross.to_k, cross.to_v)], dim=-1)
 
 
-def projected_twin(unet: UNet) -> UNet:
+def projected_copy(unet: UNet) -> UNet:
     """A copy that shares the network's weights, to be called with `project(unet, context)` as its context."""
-    twin = twin_of(unet)
+    copied = shared_copy(unet)
     first = 0
-    for block in _blocks(twin):
+    for block in _blocks(copied):
         layer = block.attn2
         block.attn2 = ProjectedAttention(layer, first)  # type: ignore[assignment]
         first += _columns(layer)
-    return twin
+    return copied
 
 
 def _blocks(unet: UNet) -> list[TransformerBlock]:

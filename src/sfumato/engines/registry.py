@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sfumato.engines.engine import Engine, eager
+from sfumato.engines.engine import Engine, called_as_written, eager
 from sfumato.engines.fused import why_not as why_not_fused
 from sfumato.engines.names import ENGINES
 from sfumato.engines.native_build import NoKernelsError, why_not
-from sfumato.engines.shortcuts import Shortcuts, approximate
 from sfumato.engines.tiling import tiled
 from sfumato.errors import InvalidRequest
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.unet import UNet
+from sfumato.models.unet_inputs import UNetInputs
 from sfumato.nn.lazy_weights import widen
 from sfumato.runtime import is_nvidia
 
@@ -56,7 +56,7 @@ def choose(unet: UNet, *, memory: str = "auto") -> str:
     bias = unet.conv_in.bias
     assert bias is not None
     if is_nvidia(bias.device):
-        # A recorded graph keeps the memory of its forward, and without Triton it was never measured.
+        # A captured graph keeps the memory of its forward, and without Triton it was never measured.
         return "graph" if memory == "auto" and not why_not_fused(bias.device.type) else "eager"
     wide = max(unet.config.block_channels) >= _WIDE
     return "winograd" if wide and not _unfit(unet) and not why_not() else "eager"
@@ -100,12 +100,7 @@ def _compiled_kernels(name: str, unet: UNet, autoencoder: Autoencoder, *, pairs:
     kernels = NativeKernels(pairs=pairs)
     network, pictures = ExactUNet(unet, kernels), ExactAutoencoder(autoencoder, kernels)
     return Engine(
-        name=name,
-        denoise=network,
-        encode=pictures.encode,
-        decode=pictures.decode,
-        approximate=network,
-        kernels=kernels,
+        name=name, unet=network, encode=pictures.encode, decode=pictures.decode, shortens=True, kernels=kernels
     )
 
 
@@ -115,19 +110,18 @@ def _winograd_plain(unet: UNet, autoencoder: Autoencoder) -> Engine:
 
     if reason := _unfit(unet):
         raise _CannotError(reason)
-    network = ExactUNet(unet, TorchKernels())
     # The autoencoder's large maps of few channels gain nothing from batched products.
     return Engine(
         name="winograd-plain",
-        denoise=network,
+        unet=ExactUNet(unet, TorchKernels()),
         encode=autoencoder.encode,
         decode=autoencoder.decode,
-        approximate=network,
+        shortens=True,
     )
 
 
 def _compile(unet: UNet, autoencoder: Autoencoder) -> Engine:
-    from sfumato.engines.torch_compile import compiled_twin
+    from sfumato.engines.torch_compile import compiled_copy
     from sfumato.engines.torch_compile import why_not as why_not_compile
 
     device = unet.conv_in.weight.device.type
@@ -136,16 +130,16 @@ def _compile(unet: UNet, autoencoder: Autoencoder) -> Engine:
     for network in (unet, autoencoder):
         widen(network)  # where a weight lies in its file is no question for compiled code
     if device == "cuda":
-        # The graph is ours, of the whole forward: "reduce-overhead" would record one a block. "max-autotune" times a
+        # The graph is ours, of the whole forward: "reduce-overhead" would capture one a block. "max-autotune" times a
         # dozen kernels for each product of each shape, which is minutes before v1's first picture.
-        return _graphed("compile", compiled_twin(unet), compiled_twin(autoencoder))
-    pictures = compiled_twin(autoencoder)
-    return Engine(name="compile", denoise=compiled_twin(unet), encode=pictures.encode, decode=pictures.decode)
+        return _graphed("compile", compiled_copy(unet), compiled_copy(autoencoder))
+    answers, pictures = called_as_written(compiled_copy(unet)), compiled_copy(autoencoder)
+    return Engine(name="compile", unet=answers, encode=pictures.encode, decode=pictures.decode)
 
 
 def _graph(unet: UNet, autoencoder: Autoencoder) -> Engine:
-    from sfumato.engines.fused import fused_twin
-    from sfumato.engines.projected import project, projected_twin
+    from sfumato.engines.fused import fused_copy
+    from sfumato.engines.projected import project, projected_copy
 
     device = unet.conv_in.weight.device.type
     if device != "cuda":
@@ -154,9 +148,8 @@ def _graph(unet: UNet, autoencoder: Autoencoder) -> Engine:
     if reason := why_not_fused(device):
         logger.warning("engine graph: %s; torch's own GroupNorm runs instead, slower", reason)
     else:
-        network, pictures = fused_twin(unet), fused_twin(autoencoder)
-    # What a shortcut leaves out differs from call to call, and is no whole graph: those forwards aren't recorded.
-    return _graphed("graph", projected_twin(network), pictures, partial(project, unet), partial(approximate, network))
+        network, pictures = fused_copy(unet), fused_copy(autoencoder)
+    return _graphed("graph", projected_copy(network), pictures, partial(project, unet), called_as_written(network))
 
 
 def _graphed(
@@ -164,16 +157,16 @@ def _graphed(
     unet: UNet,
     autoencoder: Autoencoder,
     prepare: Callable[[Tensor], Tensor] | None = None,
-    shortened: Callable[[Tensor, Tensor, Tensor, Shortcuts], Tensor] | None = None,
+    shortened: Callable[[UNetInputs], Tensor] | None = None,
 ) -> Engine:
-    """On CUDA: channels last, as its convolutions are fastest, and a guided forward or a decode in one launch.
+    """The engine on CUDA: channels last, as its convolutions are fastest, and a guided forward or a decode in one
+    launch.
 
-    `prepare` makes what the UNet takes for a context, where it takes another thing. `shortened` is
-    `Engine.approximate`.
+    `prepare` makes what the UNet takes for a context, where it takes another thing; `shortened` answers with shortcuts.
     """
     import torch
 
-    from sfumato.engines.graphs import Graphed, GraphedUNet, Shelf, as_it_is
+    from sfumato.engines.graphs import GraphCache, Graphed, GraphedUNet, as_it_is
 
     weights = (*unet.parameters(), *autoencoder.parameters())
     for weight in weights:
@@ -181,15 +174,14 @@ def _graphed(
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     bias = unet.conv_in.bias
     assert bias is not None
-    shelf = Shelf(weights)
-    network = GraphedUNet(unet, bias.dtype, prepare=prepare or as_it_is, shelf=shelf)
+    cache = GraphCache(weights)
     return Engine(
         name=name,
-        denoise=network.denoise,
+        unet=GraphedUNet(unet, bias.dtype, prepare=prepare or as_it_is, shortened=shortened, cache=cache),
         encode=autoencoder.encode,
-        decode=Graphed(autoencoder.decode, shelf=shelf),
-        guided=network.guided,
-        approximate=shortened,
+        decode=Graphed(autoencoder.decode, cache=cache),
+        guides=True,
+        shortens=shortened is not None,
     )
 
 
@@ -199,7 +191,7 @@ def _openvino(unet: UNet, autoencoder: Autoencoder) -> Engine:
     if reason := _unfit(unet):
         raise _CannotError(reason)
     pictures = OpenVinoAutoencoder(autoencoder)
-    return Engine(name="openvino", denoise=OpenVinoUNet(unet), encode=pictures.encode, decode=pictures.decode)
+    return Engine(name="openvino", unet=OpenVinoUNet(unet), encode=pictures.encode, decode=pictures.decode)
 
 
 _STARTERS: Mapping[str, Callable[[UNet, Autoencoder], Engine]] = {

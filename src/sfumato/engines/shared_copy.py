@@ -1,4 +1,4 @@
-"""A network's twin: the same weights under modules of its own, which an engine may change."""
+"""A copy of a network with the same weights under modules of its own, which an engine may change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def twin_of(network: Network) -> Network:
+def shared_copy(network: Network) -> Network:
     """A copy of a network whose parameters and buffers are the network's own."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, shared)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from sfumato.engines.exact_autoencoder import ExactAutoencoder, strided_down
 from sfumato.engines.kernels import Kernels
 from sfumato.engines.row_strips import Convolved, Map, Mapped, Stored, stored, strips, sums_of
-from sfumato.engines.typed_modules import members
 from sfumato.models.autoencoder import Autoencoder, Downsample, Level, Posterior, Upsample
 from sfumato.nn.resnet import ResnetBlock
+from sfumato.nn.typed_modules import typed_modules
 
 
 class StripAutoencoder:
@@ -39,11 +39,11 @@ class StripAutoencoder:
     def _encode(self, images: Tensor) -> Posterior:
         encoder = self.autoencoder.encoder
         x: Map = Convolved(self.kernels, self._given(images.permute(0, 2, 3, 1)), encoder.conv_in)
-        for i, level in enumerate(members(encoder.down_blocks, Level)):
+        for i, level in enumerate(typed_modules(encoder.down_blocks, Level)):
             frugal = self.frugal and i == 0
             x = self._blocks(level, x if frugal else self._stored(x), frugal=frugal)
             if level.resample is not None:
-                (down,) = members(level.downsamplers, Downsample)
+                (down,) = typed_modules(level.downsamplers, Downsample)
                 height, width = x.size
                 x = Mapped(
                     x,
@@ -56,13 +56,13 @@ class StripAutoencoder:
     def _decode(self, latents: Tensor) -> Tensor:
         decoder = self.autoencoder.decoder
         x: Map = self._given(self._whole.enter(latents))
-        levels = members(decoder.up_blocks, Level)
+        levels = typed_modules(decoder.up_blocks, Level)
         enlarged = False
         for i, level in enumerate(levels):
             frugal = self.frugal and i == len(levels) - 1
             x = self._blocks(level, x if frugal and enlarged else self._stored(x), frugal=frugal)
             if level.resample is not None:
-                (up,) = members(level.upsamplers, Upsample)
+                (up,) = typed_modules(level.upsamplers, Upsample)
                 x, enlarged = Convolved(self.kernels, x, up.conv, enlarged=True), True
         norm = self.kernels.affine(sums_of(self.kernels, x), decoder.conv_norm_out)
         picture = Convolved(self.kernels, x, decoder.conv_out, norm=norm)
@@ -80,7 +80,7 @@ class StripAutoencoder:
         return x if isinstance(x, Stored) else stored(self.kernels, x, consume=True)
 
     def _blocks(self, level: Level, x: Map, *, frugal: bool) -> Map:
-        for block in members(level.resnets, ResnetBlock):
+        for block in typed_modules(level.resnets, ResnetBlock):
             x = self._block(block, x, frugal=frugal)
         return x
 

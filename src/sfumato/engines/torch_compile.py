@@ -10,9 +10,9 @@ import torch
 import torch._dynamo as dynamo
 from torch import nn
 
-from sfumato.engines.shared_copy import twin_of
+from sfumato.engines.shared_copy import shared_copy
 from sfumato.models.autoencoder import PixelAttention
-from sfumato.models.unet import SpatialTransformer
+from sfumato.models.unet_layers import SpatialTransformer
 from sfumato.nn.resnet import ResnetBlock
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,7 +21,7 @@ _REGIONS = (ResnetBlock, SpatialTransformer, PixelAttention)
 _SHAPES = 256  # kinds of a block that are kept; v1 has fourteen of residual blocks for each size of picture
 
 
-def compiled_twin(network: Network, *, backend: str = "inductor", mode: str | None = None) -> Network:
+def compiled_copy(network: Network, *, backend: str = "inductor", mode: str | None = None) -> Network:
     """A copy of a network that shares its weights, and whose blocks are compiled when they are first called.
 
     The network itself stays as it is: other engines and hooks see no compiled code. `backend` and `mode` are
@@ -29,11 +29,11 @@ def compiled_twin(network: Network, *, backend: str = "inductor", mode: str | No
     """
     # The whole process's: torch 2.11 has no such option of a single compilation.
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _SHAPES)
-    twin = twin_of(network)
-    for block in twin.modules():
+    copied = shared_copy(network)
+    for block in copied.modules():
         if isinstance(block, _REGIONS):
             block.compile(fullgraph=True, dynamic=False, backend=backend, mode=mode)
-    return twin
+    return copied
 
 
 @functools.cache

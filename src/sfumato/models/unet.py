@@ -6,147 +6,44 @@ generated from the same config in `compvis.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.models.unet_config import UNetConfig
-from sfumato.nn.attention import attention
-from sfumato.nn.embeddings import timestep_embedding
+from sfumato.models.unet_inputs import Residuals, Shortcuts
+from sfumato.models.unet_layers import Downsample, SpatialTransformer, TimeEmbedding, Upsample, rows
 from sfumato.nn.norm import GroupNormSiLU
 from sfumato.nn.resnet import ResnetBlock
-from sfumato.nn.token_merging import Matching, Merging
+from sfumato.nn.token_merging import Merging
+from sfumato.nn.typed_modules import typed_module
 from sfumato.weights.mapper import Layout
 
 
-def rows(x: Tensor, count: int) -> Tensor:
-    """x itself where it has so many rows, else its rows again and again."""
-    return x if len(x) == count else torch.cat([x] * (count // len(x)))
+class Layers(Protocol):
+    """How an engine runs each kind of layer, on maps in a layout of its own."""
 
+    def layer(self, block: Block, j: int, x: Tensor) -> Tensor:
+        """Residual block j, and the transformer behind it where there is one."""
+        ...
 
-class CrossAttention(nn.Module):
-    """Attention from x to a context; to itself where there is none. Projections have no bias, the output has."""
+    def halved(self, downsample: Downsample, x: Tensor) -> Tensor:
+        """The map at half its height and width."""
+        ...
 
-    def __init__(self, channels: int, heads: int, *, context_dim: int | None, upcast: bool) -> None:
-        super().__init__()
-        self.heads, self.upcast = heads, upcast
-        source = context_dim or channels
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(source, channels, bias=False)
-        self.to_v = nn.Linear(source, channels, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+    def doubled(self, upsample: Upsample, x: Tensor, skip: Tensor) -> Tensor:
+        """The map enlarged to the height and width of the skip."""
+        ...
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, N, C), context (B, T, context_dim) → (B, N, C), or of k·B rows where the context is."""
-        source = x if context is None else context
-        q, k, v = rows(self.to_q(x), len(source)), self.to_k(source), self.to_v(source)
-        out: Tensor = self.to_out(attention(q, k, v, heads=self.heads, upcast=self.upcast))
-        return out
+    def joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        """The map and the skip side by side in the channels."""
+        ...
 
-
-class GEGLU(nn.Module):
-    """a · gelu(b), both halves of one projection (Shazeer 2020); exact erf GELU."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(channels, hidden * 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        out: Tensor = value * F.gelu(gate)
-        return out
-
-
-class FeedForward(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        # index 1 was the dropout of training; published weights number the last layer 2
-        self.net = nn.Sequential(GEGLU(channels, channels * 4), nn.Identity(), nn.Linear(channels * 4, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x)
-        return out
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward; each after a LayerNorm, each with a residual."""
-
-    def __init__(self, channels: int, heads: int, config: UNetConfig) -> None:
-        super().__init__()
-        upcast = config.upcast_attention
-        self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = CrossAttention(channels, heads, context_dim=None, upcast=upcast)
-        self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = CrossAttention(channels, heads, context_dim=config.context_dim, upcast=upcast)
-        self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
-
-    def forward(self, x: Tensor, context: Tensor, match: Callable[[Tensor], Matching] | None = None) -> Tensor:
-        """As `CrossAttention`; `match` says which tokens attend to each other as one."""
-        if match is None:
-            x = x + self.attn1(self.norm1(x))
-        else:
-            matching = match(x)
-            x = x + matching.unmerge(self.attn1(matching.merge(self.norm1(x))))
-        x = rows(x, len(context)) + self.attn2(self.norm2(x), context)
-        out: Tensor = x + self.ff(self.norm3(x))
-        return out
-
-
-class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of a feature map, with a residual around them."""
-
-    def __init__(self, channels: int, heads: int, depth: int, config: UNetConfig) -> None:
-        super().__init__()
-        self.linear = config.linear_projection
-        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, config) for _ in range(depth))
-        self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor, context: Tensor, merging: Merging | None = None) -> Tensor:
-        """x (B, C, H, W), context (B, T, context_dim) → (B, C, H, W), or of k·B rows where the context is."""
-        _, channels, height, width = x.shape
-        h = self.norm(x)
-        if not self.linear:
-            h = self.proj_in(h)
-        h = h.flatten(2).transpose(1, 2)  # (B, H·W, C)
-        if self.linear:
-            h = self.proj_in(h)
-        for block in self.transformer_blocks:
-            h = block(h, context, partial(merging.match, size=(height, width)) if merging else None)
-        if self.linear:
-            h = self.proj_out(h)
-        h = h.transpose(1, 2).reshape(-1, channels, height, width)
-        if not self.linear:
-            h = self.proj_out(h)
-        out: Tensor = rows(x, len(h)) + h
-        return out
-
-
-class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, ⌈H/2⌉, ⌈W/2⌉)"""
-        out: Tensor = self.conv(x)
-        return out
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, C, H, W) → (B, C, *size), nearest then conv; the size is the skip's, which may be odd."""
-        out: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
-        return out
+    def whole(self, x: Tensor) -> Tensor:
+        """The map with rows for all of the batch."""
+        ...
 
 
 class Block(nn.Module):
@@ -164,10 +61,6 @@ class Block(nn.Module):
             SpatialTransformer(o, heads, depth, config) for _, o in (channels if attends else [])
         )
 
-    def layer(self, j: int, x: Tensor, time: Tensor, context: Tensor, merging: Merging | None = None) -> Tensor:
-        x = self.resnets[j](x, time)
-        return self.attentions[j](x, context, merging) if len(self.attentions) else x
-
 
 class DownBlock(Block):
     def __init__(self, config: UNetConfig, level: int) -> None:
@@ -180,13 +73,19 @@ class DownBlock(Block):
         last = level == len(c) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(out)])
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
-        """Every intermediate map, for the way up; the last one is the level's output."""
+    def forward(self, x: Tensor, layers: Layers, most: int, residual: Tensor | None = None) -> list[Tensor]:
+        """Every intermediate map, for the way up; the last one is the level's output. No more than `most` are made.
+
+        `residual` is a T2I-Adapter's.
+        """
         maps = []
-        for j in range(len(self.resnets)):
-            x = self.layer(j, x, time, context)
+        for j in range(min(len(self.resnets), most)):
+            x = layers.layer(self, j, x)
+            if residual is not None and j == len(self.resnets) - 1:
+                x = x + residual
             maps.append(x)
-        maps += [downsample(x) for downsample in self.downsamplers]
+        if len(maps) < most:
+            maps += [layers.halved(typed_module(downsample, Downsample), x) for downsample in self.downsamplers]
         return maps
 
 
@@ -197,9 +96,8 @@ class MidBlock(Block):
         time_channels = config.block_channels[0] * 4
         self.resnets.append(ResnetBlock(c, c, groups=config.norm_groups, eps=1e-5, time_channels=time_channels))
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        out: Tensor = self.resnets[1](self.layer(0, x, time, context), time)
-        return out
+    def forward(self, x: Tensor, layers: Layers) -> Tensor:
+        return layers.layer(self, 1, layers.layer(self, 0, x))
 
 
 class UpBlock(Block):
@@ -213,31 +111,51 @@ class UpBlock(Block):
             pairs, config, attends=config.attention[level], heads=config.heads[level], depth=config.depth[level]
         )
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(out)])
+        self.layers_left = n * (level + 1)
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
-        """Takes its skips off the end of `skips`."""
-        for j in range(len(self.resnets)):
-            x = self.layer(j, torch.cat([x, rows(skips.pop(), len(x))], dim=1), time, context)
-        for upsample in self.upsamplers:
-            height, width = skips[-1].shape[2:]
-            x = upsample(x, (height, width))
+    def forward(self, x: Tensor, skips: list[Tensor], layers: Layers, shortcuts: Shortcuts) -> Tensor:
+        """One skip from the end of `skips` for each layer: where fewer are left than layers, x has come from `shortcuts`
+        and stands for those between. The caller takes them off: FSDP gives a module a copy of a list."""
+        skips, count = list(skips), len(self.resnets)
+        first = max(self.layers_left - len(skips), 0)
+        for j in range(first, count):
+            if len(skips) == shortcuts.depth:
+                shortcuts.deep = x = layers.whole(x)
+            x = layers.layer(self, j, layers.joined(x, skips.pop()))
+        for upsample in self.upsamplers if first < count else ():
+            x = layers.doubled(typed_module(upsample, Upsample), x, skips[-1])
         return x
 
 
-class TimeEmbedding(nn.Module):
-    """Sinusoid → linear → SiLU → linear."""
+@dataclass(frozen=True, slots=True)
+class ModuleLayers:
+    """The modules themselves, on (B, C, H, W); `merged` are the blocks in which tokens are merged."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-        self.linear_1, self.linear_2 = nn.Linear(channels, channels * 4), nn.Linear(channels * 4, channels * 4)
+    time: Tensor
+    context: Tensor
+    merging: Merging | None
+    merged: tuple[Block, ...]
 
-    def forward(self, timesteps: Tensor) -> Tensor:
-        """(B,) → (B, 4·channels)"""
-        # The bias has the dtype to compute in; the weight may be as its file stores it.
-        embedding = timestep_embedding(timesteps, self.channels).to(self.linear_1.bias.dtype)
-        out: Tensor = self.linear_2(F.silu(self.linear_1(embedding)))
+    def layer(self, block: Block, j: int, x: Tensor) -> Tensor:
+        x = block.resnets[j](x, self.time)
+        if j < len(block.attentions):
+            x = block.attentions[j](x, self.context, self.merging if block in self.merged else None)
+        return x
+
+    def halved(self, downsample: Downsample, x: Tensor) -> Tensor:
+        out: Tensor = downsample(x)
         return out
+
+    def doubled(self, upsample: Upsample, x: Tensor, skip: Tensor) -> Tensor:
+        height, width = skip.shape[2:]
+        out: Tensor = upsample(x, (height, width))
+        return out
+
+    def joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([x, rows(skip, len(x))], dim=1)
+
+    def whole(self, x: Tensor) -> Tensor:
+        return x
 
 
 class UNet(nn.Module):
@@ -256,22 +174,58 @@ class UNet(nn.Module):
         self.conv_norm_out = GroupNormSiLU(config.norm_groups, c[0], eps=1e-5)
         self.conv_out = nn.Conv2d(c[0], config.out_channels, 3, padding=1)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        residuals: Residuals | None = None,
+        shortcuts: Shortcuts | None = None,
+    ) -> Tensor:
         """latents (B, in_channels, h, w), timesteps (B,), context (B, T, context_dim) → (B, out_channels, h, w).
 
         The same latents under k contexts, one context's rows after another's: context (k·B, T, context_dim) and
         timesteps (1,) → (k·B, out_channels, h, w). What no context has reached yet is computed once for all.
         """
-        time = self.time_embedding(timesteps)
-        x = self.conv_in(latents)
-        skips = [x]
-        for down in self.down_blocks:
-            skips += down(skips[-1], time, context)
-        x = self.mid_block(skips[-1], time, context)
-        for up in self.up_blocks:
-            x = up(x, skips, time, context)
+        shortcuts = shortcuts or Shortcuts()
+        merged = self.finest_attending() if shortcuts.merging else ()
+        layers = ModuleLayers(self.time_embedding(timesteps), context, shortcuts.merging, merged)
+        x = self.walk(layers, self.conv_in(latents), residuals or Residuals(), shortcuts)
         out: Tensor = self.conv_out(self.conv_norm_out(x))
         return out
+
+    def walk(self, layers: Layers, x: Tensor, residuals: Residuals, shortcuts: Shortcuts) -> Tensor:
+        """Down the U and up again: from the first convolution's map to what the last norm takes, in the layout of
+        `layers`. `shortcuts.deep` is left out or filled in."""
+        deep = shortcuts.deep
+        wanted = self.layers_up if deep is None or shortcuts.depth is None else shortcuts.depth
+        skips = [x]
+        for down, residual in zip(self.down_blocks, residuals.levels or [None] * len(self.down_blocks), strict=True):
+            if len(skips) < wanted:
+                skips += down(skips[-1], layers, wanted - len(skips), residual)
+        if deep is None:
+            x = self.mid_block(skips[-1], layers)
+            x = x if residuals.middle is None else x + residuals.middle
+        else:
+            x = deep
+        if residuals.skips:
+            skips = [skip + residual for skip, residual in zip(skips, residuals.skips, strict=False)]
+        for up in self.up_blocks:
+            x = up(x, skips, layers, shortcuts)
+            del skips[up.layers_left - len(up.resnets) :]
+        return x
+
+    @property
+    def layers_up(self) -> int:
+        """Layers of the way up; as many skips lead there."""
+        return typed_module(self.up_blocks[0], UpBlock).layers_left
+
+    def finest_attending(self) -> tuple[Block, ...]:
+        """The blocks of the finest level that attends, whose attention is the dearest."""
+        for down, up in zip(self.down_blocks, reversed(self.up_blocks), strict=True):
+            if len(typed_module(down, DownBlock).attentions):
+                return typed_module(down, DownBlock), typed_module(up, UpBlock)
+        return ()
 
 
 DIFFUSERS = Layout(

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sfumato.diffusion import sampling
-from sfumato.diffusion.denoiser import Predict
-from sfumato.diffusion.guidance import guide
 from sfumato.diffusion.inpaint import Inpaint, keep_known
 from sfumato.diffusion.noise import Draw, generator_noise, seeded_noise, seeds_from
 from sfumato.diffusion.profiles import follows_path
-from sfumato.engines.engine import eager
 from sfumato.errors import InvalidRequest
 from sfumato.pictures.pixels import mask_to_latents
-from sfumato.pipeline.conditioning import Conditioning, answers, guided
+from sfumato.pipeline.conditioning import Conditioning
+from sfumato.pipeline.denoising import predictor
 from sfumato.pipeline.model import Model
-from sfumato.pipeline.nan_guard import Check, guarding
+from sfumato.pipeline.nan_guard import guarding
 from sfumato.pipeline.request import Request, upscaled
 
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -160,46 +158,13 @@ def _sample(
     with guarding("the UNet", model.unet, model.device) as check:
         return sampling.run(
             plan,
-            _guarded_predict(model, batch.conditioning, request, extra, check),
+            predictor(model, batch.conditioning, request, extra, check),
             x,
             prediction=model.prediction,
             noise=step_noise,
             on_step=on_step,
             inpaint=inpaint,
         )
-
-
-def _guarded_predict(
-    model: Model, conditioning: Conditioning, request: Request, extra_channels: Tensor | None, check: Check
-) -> Predict:
-    """The guided UNet as samplers call it, each answer checked."""
-
-    scale = request.guidance_scale
-    assert scale is not None, "the request was not resolved"
-
-    def guiding(model: Model) -> Predict:
-        return guide(
-            answers(model, conditioning, request, extra_channels),
-            scale=scale,
-            weights=conditioning.weights,
-            rescale=request.guidance_rescale,
-            interval=request.guidance_interval,
-            guided=guided(model, conditioning, request, extra_channels),
-        )
-
-    predict = guiding(model)
-
-    def guarded(x_in: Tensor, t: float, sigma: float) -> Tensor:
-        answer = predict(x_in, t, sigma)
-        # The layer is looked for in the modules themselves: other engines don't call them.
-        check(answer, lambda: guiding(_eagerly(model))(x_in, t, sigma))
-        return answer
-
-    return guarded
-
-
-def _eagerly(model: Model) -> Model:
-    return replace(model, engine=eager(model.unet, model.autoencoder))
 
 
 def _starting_noise(batch: Batch, shape: tuple[int, ...], given: Tensor | None) -> Tensor:

@@ -1,19 +1,16 @@
-"""From prompts to what the UNet attends to, and from that to the answers guidance combines."""
+"""From prompts to what the UNet attends to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.guidance import Answers, Guided
 from sfumato.diffusion.profiles import PROFILES
 from sfumato.errors import InvalidRequest
-from sfumato.pipeline.deep_cache import Forward, shortcuts_wanted
 from sfumato.prompt.encode_prompt import encode
 from sfumato.prompt.windows import PromptPlan, align_windows, plan_prompt, warn_of_cut
 
@@ -100,40 +97,3 @@ def stackable(conditionings: Sequence[Conditioning]) -> bool:
     """Whether `stack` can make one batch of them."""
     shapes = {(tuple(context.shape[1:] for context in c.contexts), c.weights) for c in conditionings}
     return len(shapes) == 1
-
-
-def answers(
-    model: Model, conditioning: Conditioning, request: Request, extra_channels: Tensor | None = None
-) -> Answers:
-    """What `guide` calls in one pass: the UNet's answers under the conditions asked for, in one forward.
-
-    `extra_channels` (B, 5, h, w) are an inpainting UNet's mask and masked latents, which stand behind the latents.
-    """
-
-    forward, contexts = Forward(model, request), _joined(conditioning)
-
-    def evaluate(x_in: Tensor, t: float, which: tuple[int, ...]) -> Sequence[Tensor]:
-        latents = torch.cat([_before(x_in, extra_channels)] * len(which)).to(model.dtype)
-        return forward(latents, t, contexts(which), which).float().chunk(len(which))
-
-    return evaluate
-
-
-def guided(
-    model: Model, conditioning: Conditioning, request: Request, extra_channels: Tensor | None = None
-) -> Guided | None:
-    """`answers` with the guidance around them, in one launch; None where the model's engine has no such thing, or the
-    request leaves something out."""
-    engine, contexts = model.engine.guided, _joined(conditioning)
-    if engine is None or shortcuts_wanted(request):
-        return None
-    return lambda x_in, t, which, factors: engine(_before(x_in, extra_channels), t, contexts(which), factors)
-
-
-def _joined(conditioning: Conditioning) -> Callable[[tuple[int, ...]], Tensor]:
-    """The contexts of some conditions, one after another. The same tensor each time: an engine knows it again."""
-    return cache(lambda which: torch.cat([conditioning.contexts[i] for i in which]))
-
-
-def _before(x_in: Tensor, extra_channels: Tensor | None) -> Tensor:
-    return x_in if extra_channels is None else torch.cat([x_in, extra_channels], dim=1)

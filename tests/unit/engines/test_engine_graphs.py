@@ -1,4 +1,4 @@
-"""What is kept and copied around recorded forwards, with a recorder that needs no GPU: it computes anew on replay."""
+"""What is kept and copied around captured forwards, with a recorder that needs no GPU: it computes anew on replay."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import Pipeline, load_pipeline
-from sfumato.engines.graphs import Graphed, GraphedUNet, Replay, Shelf
-from sfumato.engines.projected import project, projected_twin
+from sfumato.engines.engine import called_as_written
+from sfumato.engines.graphs import GraphCache, Graphed, GraphedUNet, Replay
+from sfumato.engines.projected import project, projected_copy
+from sfumato.models.unet_inputs import UNetInputs
 from support.engine_networks import gaussian, relative, tiny_unet
 from support.tiny_pipeline import reference_pipeline
 
@@ -46,7 +48,7 @@ def double(x: Tensor, y: Tensor) -> Tensor:
 
 def test_each_shape_is_recorded_once_and_answers_stay() -> None:
     recorder = Recorder()
-    graphed = Graphed(double, record=recorder)
+    graphed = Graphed(double, capture=recorder)
     cases = [(value, size) for value in (1.0, 2.0, 3.0) for size in (2, 3)]
     answers = [(graphed(torch.full((size,), value), torch.ones(size)), 2 * value + 1, size) for value, size in cases]
     for answer, expected, size in answers:
@@ -56,7 +58,7 @@ def test_each_shape_is_recorded_once_and_answers_stay() -> None:
 
 def test_dtypes_are_told_apart_and_inputs_are_not_written_to() -> None:
     recorder = Recorder()
-    graphed = Graphed(double, record=recorder)
+    graphed = Graphed(double, capture=recorder)
     x, y = torch.ones(2), torch.zeros(2)
     assert graphed(x, y).dtype is torch.float32
     assert graphed(x.half(), y.half()).dtype is torch.float16
@@ -67,7 +69,7 @@ def test_dtypes_are_told_apart_and_inputs_are_not_written_to() -> None:
 
 def test_the_longest_unused_graph_goes_first() -> None:
     recorder = Recorder()
-    graphed = Graphed(double, record=recorder)
+    graphed = Graphed(double, capture=recorder)
     for size in (1, 2, 3, 4, 1, 5, 1):  # 2 is the oldest when 5 comes
         graphed(torch.ones(size), torch.ones(size))
     assert recorder.recorded == 5
@@ -76,7 +78,7 @@ def test_the_longest_unused_graph_goes_first() -> None:
 
 
 def test_all_graphs_of_an_engine_go_when_memory_runs_out_for_another() -> None:
-    shelf, room, held = Shelf(), 2, []
+    cache, room, held = GraphCache(), 2, []
 
     class Held:
         def __init__(self, replay: Replay) -> None:
@@ -95,7 +97,7 @@ def test_all_graphs_of_an_engine_go_when_memory_runs_out_for_another() -> None:
         answer, replay = recorder(run)
         return answer, Held(replay)
 
-    first, second = (Graphed(double, record=record, shelf=shelf) for _ in "ab")
+    first, second = (Graphed(double, capture=record, cache=cache) for _ in "ab")
     for graphed, size in ((first, 1), (second, 1), (first, 2), (second, 1)):
         assert torch.equal(graphed(torch.ones(size), torch.ones(size)), torch.full((size,), 3.0))
     assert recorder.recorded == 4  # the third call took the place of both, and the last one was recorded anew
@@ -106,7 +108,7 @@ def test_all_graphs_of_an_engine_go_when_memory_runs_out_for_another() -> None:
 
 def test_weights_may_change_and_move() -> None:
     layer, recorder = nn.Linear(2, 2), Recorder()
-    graphed = Graphed(layer, record=recorder, shelf=Shelf(layer.parameters()))
+    graphed = Graphed(layer, capture=recorder, cache=GraphCache(layer.parameters()))
     x = torch.ones(1, 2)
     graphed(x)
     with torch.no_grad():
@@ -120,7 +122,7 @@ def test_weights_may_change_and_move() -> None:
 
 def test_calls_in_and_outside_inference_mode_share_a_graph() -> None:
     recorder = Recorder()
-    graphed = Graphed(double, record=recorder)
+    graphed = Graphed(double, capture=recorder)
     with torch.inference_mode():
         graphed(torch.ones(2), torch.ones(2))
     assert torch.equal(graphed(torch.ones(2), torch.zeros(2)), torch.full((2,), 2.0))
@@ -134,22 +136,22 @@ def test_what_is_steady_is_prepared_once_for_a_tensor_and_numbers_are_tensors() 
         prepared.append(steady[0].item())
         return 10 * steady
 
-    graphed = Graphed(lambda x, factor, steady: factor * x + steady, prepare=prepare, record=Recorder())
+    graphed = Graphed(lambda x, factor, steady: factor * x + steady, prepare=prepare, capture=Recorder())
     x, one, two = torch.ones(2), torch.ones(2), torch.full((2,), 2.0)
     for factor, steady, expected in ((3.0, one, 13.0), (4.0, one, 14.0), (4.0, two, 24.0), (5.0, one, 15.0)):
-        assert torch.equal(graphed(x, factor, steady=steady), torch.full((2,), expected))
+        assert torch.equal(graphed(x, factor, static=steady), torch.full((2,), expected))
     assert prepared == [1.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize("name", ["v1-like", "pocket-like"])
 @torch.inference_mode()
-def test_a_projected_twin_answers_as_the_network(name: str) -> None:
+def test_a_projected_copy_answers_as_the_network(name: str) -> None:
     unet = tiny_unet(name)
     x, t = gaussian(2, 4, 16, 24), torch.tensor([981.0, 12.5])
     context = gaussian(2, 7, unet.config.context_dim, seed=2)
-    twin = projected_twin(unet)
-    assert relative(twin(x, t, project(unet, context)), unet(x, t, context)) <= 1e-6
-    assert {id(weight) for weight in twin.parameters()} < {id(weight) for weight in unet.parameters()}
+    copied = projected_copy(unet)
+    assert relative(copied(x, t, project(unet, context)), unet(x, t, context)) <= 1e-6
+    assert {id(weight) for weight in copied.parameters()} < {id(weight) for weight in unet.parameters()}
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +177,9 @@ def test_pictures_are_those_of_the_guidance_outside_the_graph(folder: Path, name
     eager = load_pipeline(folder, device="cpu", safety="off", watermark=False, engine="eager", batch_size=2)
     model, recorder = eager.model, Recorder()
     network = GraphedUNet(
-        projected_twin(model.unet), model.dtype, prepare=partial(project, model.unet), record=recorder
+        projected_copy(model.unet), model.dtype, prepare=partial(project, model.unet), capture=recorder
     )
-    engine = dataclasses.replace(model.engine, guided=network.guided, approximate=None)
+    engine = dataclasses.replace(model.engine, unet=network, guides=True, shortens=False)
     graphed = Pipeline(dataclasses.replace(model, engine=engine), safety="off", watermark=False, batch_size=2)
     fields: dict[str, Any] = {"prompt": "a red heart", "steps": 4, "seed": 3, **CALLS[name]}
     expected, found = eager.generate(**fields), graphed.generate(**fields)
@@ -190,8 +192,9 @@ def test_pictures_are_those_of_the_guidance_outside_the_graph(folder: Path, name
 def test_what_leaves_something_out_is_not_the_recorded_forward(folder: Path, fields: dict[str, Any]) -> None:
     pipe = load_pipeline(folder, device="cpu", safety="off", watermark=False, engine="eager")
     recorder = Recorder()
-    network = GraphedUNet(pipe.model.unet, pipe.model.dtype, record=recorder)
-    engine = dataclasses.replace(pipe.model.engine, denoise=network.denoise, guided=network.guided)
+    shortened = called_as_written(pipe.model.unet)
+    network = GraphedUNet(pipe.model.unet, pipe.model.dtype, shortened=shortened, capture=recorder)
+    engine = dataclasses.replace(pipe.model.engine, unet=network, guides=True)
     graphed = Pipeline(dataclasses.replace(pipe.model, engine=engine), safety="off", watermark=False)
     request: dict[str, Any] = {"prompt": "a red heart", "steps": 3, "seed": 3}
     found, expected = (one.generate(**request, **fields).images[0] for one in (graphed, pipe))
@@ -203,8 +206,13 @@ def test_what_leaves_something_out_is_not_the_recorded_forward(folder: Path, fie
 def test_what_is_rescaled_is_combined_outside(folder: Path) -> None:
     pipe = load_pipeline(folder, device="cpu", safety="off", watermark=False, engine="eager")
     recorder = Recorder()
-    network = GraphedUNet(pipe.model.unet, pipe.model.dtype, record=recorder)
-    engine = dataclasses.replace(pipe.model.engine, guided=network.guided)
+    network = GraphedUNet(pipe.model.unet, pipe.model.dtype, capture=recorder)
+    eager = pipe.model.engine
+
+    def unet(inputs: UNetInputs) -> Tensor:
+        return eager.unet(inputs) if inputs.factors is None else network(inputs)
+
+    engine = dataclasses.replace(eager, unet=unet, guides=True)
     graphed = Pipeline(dataclasses.replace(pipe.model, engine=engine), safety="off", watermark=False)
     fields: dict[str, Any] = {"prompt": "a red heart", "steps": 2, "guidance_rescale": 0.7}
     assert np.array_equal(graphed.generate(**fields).images[0], pipe.generate(**fields).images[0])

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato import Pipeline, Request, load_pipeline
-from sfumato.engines.shortcuts import Shortcuts, approximate
 from sfumato.errors import InvalidRequest
+from sfumato.models.unet_inputs import UNetInputs
 from sfumato.pictures.pixels import psnr
 from support.tiny_pipeline import reference_pipeline
 
@@ -46,11 +46,12 @@ class Watched:
         self.pipeline = load_pipeline(folder, device="cpu", safety="off", watermark=False)
         model = self.pipeline.model
 
-        def noted(latents: Tensor, timesteps: Tensor, context: Tensor, shortcuts: Shortcuts) -> Tensor:
-            self.calls.append((len(latents), "whole" if shortcuts.deep is None else "outer"))
-            return approximate(model.unet, latents, timesteps, context, shortcuts)
+        def noted(inputs: UNetInputs) -> Tensor:
+            assert inputs.shortcuts is not None
+            self.calls.append((len(inputs.context), "whole" if inputs.shortcuts.deep is None else "outer"))
+            return model.engine.unet(inputs)
 
-        self.pipeline.model = dataclasses.replace(model, engine=dataclasses.replace(model.engine, approximate=noted))
+        self.pipeline.model = dataclasses.replace(model, engine=dataclasses.replace(model.engine, unet=noted))
 
 
 def pixels(pipeline: Pipeline, **options: Any) -> np.ndarray[Any, Any]:
@@ -128,7 +129,7 @@ def test_from_pictures(pipeline: Pipeline, masked: bool) -> None:
 
 def test_an_engine_that_leaves_nothing_out_refuses(folder: Path) -> None:
     plain = load_pipeline(folder, device="cpu", safety="off")
-    engine = dataclasses.replace(plain.model.engine, name="openvino", approximate=None)
+    engine = dataclasses.replace(plain.model.engine, name="openvino", shortens=False)
     plain.model = dataclasses.replace(plain.model, engine=engine)
     with pytest.raises(InvalidRequest, match="cache_interval 2: engine openvino can leave nothing out"):
         plain.generate("crown", cache_interval=2)
