@@ -18,7 +18,7 @@ from sfumato.models.unet_layers import Downsample, SpatialTransformer, TimeEmbed
 from sfumato.nn.norm import GroupNormSiLU
 from sfumato.nn.resnet import ResnetBlock
 from sfumato.nn.token_merging import Merging
-from sfumato.nn.typed_modules import typed_module
+from sfumato.nn.typed_modules import typed_module, typed_modules
 from sfumato.weights.mapper import Layout
 
 
@@ -114,8 +114,8 @@ class UpBlock(Block):
         self.layers_left = n * (level + 1)
 
     def forward(self, x: Tensor, skips: list[Tensor], layers: Layers, shortcuts: Shortcuts) -> Tensor:
-        """One skip from the end of `skips` for each layer: where fewer are left than layers, x has come from `shortcuts`
-        and stands for those between. The caller takes them off: FSDP gives a module a copy of a list."""
+        """x and one skip from the end of `skips` for each layer → the level's map. Where fewer are left than layers, x
+        has come from `shortcuts` and stands for those between. The caller takes them off: FSDP hands on a copy."""
         skips, count = list(skips), len(self.resnets)
         first = max(self.layers_left - len(skips), 0)
         for j in range(first, count):
@@ -210,7 +210,7 @@ class UNet(nn.Module):
             x = deep
         if residuals.skips:
             skips = [skip + residual for skip, residual in zip(skips, residuals.skips, strict=False)]
-        for up in self.up_blocks:
+        for up in typed_modules(self.up_blocks, UpBlock):
             x = up(x, skips, layers, shortcuts)
             del skips[up.layers_left - len(up.resnets) :]
         return x
