@@ -43,6 +43,7 @@ def write_model(folder: Path) -> None:
     from sfumato.json_files import read_object
     from sfumato.modelfiles.open_model import V1
     from sfumato.models import autoencoder, clip_text, unet
+    from sfumato.models.unet_config import UNetConfig
     from sfumato.nn.empty import empty_modules
     from sfumato.weights.mapped_file import TensorInfo
     from sfumato.weights.mapper import written_entries
@@ -53,7 +54,7 @@ def write_model(folder: Path) -> None:
         shutil.rmtree(folder / extra)
     generator = torch.Generator().manual_seed(0)
     parts = (
-        ("unet", unet.UNet, unet.UNetConfig, unet.DIFFUSERS, "diffusion_pytorch_model"),
+        ("unet", unet.UNet, UNetConfig, unet.DIFFUSERS, "diffusion_pytorch_model"),
         (
             "vae",
             autoencoder.Autoencoder,
