@@ -192,6 +192,7 @@ def _load_diffusers(contender: Contender, plan: Plan, model: Path) -> Runner:
         )
 
     def denoise(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """One call of the UNet on x (B, C, h, w), t (B,) and context (B, T, width): (B, C, h, w)."""
         nothing: dict[str, Any] = dict.fromkeys(("timestep_cond", "cross_attention_kwargs", "added_cond_kwargs"))
         answer: Tensor = unet(x, t[0].long(), encoder_hidden_states=context, return_dict=False, **nothing)[0]
         return answer

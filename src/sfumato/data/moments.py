@@ -134,7 +134,7 @@ class Part:
         return int(self._tensors["mean"].shape[0])
 
     def moments(self, row: int) -> tuple[Tensor, Tensor]:
-        """Mean and logvar of a row, views of the file."""
+        """Mean and logvar of a row, (C, h, w) float16 each, views of the file."""
         return self._tensors["mean"][row], self._tensors["logvar"][row]
 
     def key(self, row: int) -> str:

@@ -38,8 +38,9 @@ def dpm_adaptive(
     atol: float = 0.0078,
     after: After = proceed,
 ) -> AdaptiveRun:
-    """DPM-Solver-12(3): third-order steps, the embedded second-order ones estimating the error. Ends at `sigma_min`.
+    """DPM-Solver-12(3): third-order steps, the embedded second-order ones estimating the error.
 
+    From x (B, C, h, w) at `sigma_max` to the same at `sigma_min`.
     Lu et al. 2022 (DPM-Solver), App. C, with k-diffusion's controller (`sample_dpm_adaptive`, integral part only).
     A rejected step keeps its first model call, which k-diffusion makes again. The error is the worst picture's, where
     k-diffusion takes the mean over the batch: run pictures one by one where neighbours must not matter.

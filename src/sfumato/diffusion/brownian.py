@@ -84,7 +84,8 @@ def brownian_noise(seeds: Sequence[int], like: Tensor, sigma_min: float, sigma_m
 
 def torchsde_noise(seeds: Sequence[int], like: Tensor, sigma_min: float, sigma_max: float) -> Noise:
     """The noise of k-diffusion's `BrownianTreeNoiseSampler`, for parity with it: one torchsde tree per picture, its
-    clock σ, between the smallest positive and the largest σ of the schedule. Needs the extra `sde`."""
+    clock σ, between the smallest positive and the largest σ of the schedule. Noise has the shape of `like`
+    (B, C, h, w), device and dtype too. Raises `MissingExtra` without the extra `sde`."""
     torchsde = require("torchsde", extra="sde")
     shape = tuple(like.shape[1:])
     trees = [

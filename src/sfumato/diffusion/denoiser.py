@@ -11,7 +11,8 @@ from sfumato.choices import check_choice
 from sfumato.diffusion.integration import Denoise
 
 Predict = Callable[[Tensor, float, float], Tensor]
-"""`predict(x_in, t, sigma)`: the model's raw answer for x_in = x / √(1 + σ²), unit variance, at timestep t."""
+"""`predict(x_in, t, sigma)`: the model's raw answer for x_in = x / √(1 + σ²), unit variance, at timestep t. Both
+(B, C, h, w)."""
 
 
 def _from_epsilon(x: Tensor, answer: Tensor, sigma: float) -> Tensor:
@@ -46,6 +47,7 @@ def denoiser(predict: Predict, time: Callable[[float], float], prediction: str =
     to_x0 = PREDICTIONS[prediction]
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
+        """Estimate x0 from x, both (B, C, h, w)."""
         answer = predict(x / math.sqrt(1.0 + sigma**2), time(sigma), sigma)
         return to_x0(x, answer.to(x.dtype), sigma)
 
@@ -61,6 +63,7 @@ def consistency(
     """
 
     def boundary(x: Tensor, sigma: float) -> Tensor:
+        """Estimate x0 from x, both (B, C, h, w), and give x_in back at t = 0."""
         t = time(sigma) * timestep_scaling
         skip, out = sigma_data**2 / (t**2 + sigma_data**2), t / math.hypot(t, sigma_data)
         return out * denoise(x, sigma) + (skip / math.sqrt(1.0 + sigma**2)) * x

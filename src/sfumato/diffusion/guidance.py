@@ -34,6 +34,7 @@ def guide(
     """
 
     def predict(x_in: Tensor, t: float, sigma: float) -> Tensor:
+        """Answer x_in (B, C, h, w) at timestep t as one model would, of its shape."""
         inside = interval is None or interval[0] <= sigma <= interval[1]
         strength = scale if inside else 1.0
         factors = [strength * weight for weight in weights]

@@ -18,7 +18,7 @@ from sfumato.diffusion.profiles import PROFILES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inpaint:
-    """What to keep: clean `latents` (B, C, h, w) outside `mask`, and `unit`, which gives noise for them when asked.
+    """What to keep: clean `latents` (B, C, h, w) outside `mask` (B or 1, 1, h, w), and `unit`, which gives their noise.
 
     `blend_first` puts the known region back before the first model call too, `clean_at_end` after the last step,
     without noise.
@@ -31,15 +31,15 @@ class Inpaint:
     clean_at_end: bool
 
     def between(self, x: Tensor, sigma: float) -> Tensor:
-        """x at σ with the known region replaced by the original, noised to σ."""
+        """Replace the known region of x (B, C, h, w) at σ by the original, noised to σ."""
         return self._outside(x, self.latents + sigma * self.unit())
 
     def before_first(self, x: Tensor, sigma: float) -> Tensor:
-        """The state before the first model call."""
+        """The state (B, C, h, w) before the first model call, from that of the plan."""
         return self.between(x, sigma) if self.blend_first else x
 
     def at_end(self, latents: Tensor) -> Tensor:
-        """The finished latents."""
+        """The finished latents (B, C, h, w), from those of the last step."""
         return self._outside(latents, self.latents) if self.clean_at_end else latents
 
     def _outside(self, x: Tensor, known: Tensor) -> Tensor:
@@ -47,10 +47,10 @@ class Inpaint:
 
 
 def keep_known(profile: str, *, latents: Tensor, mask: Tensor, noise: Tensor, draw: Draw) -> Inpaint:
-    """The profile's way of inpainting.
+    """The profile's way of inpainting `latents` and `noise` (B, C, h, w) where `mask` (1, 1, h, w) is 1.
 
-    diffusers: after each step, always with the run's starting `noise`, and clean at the end. CompVis (`ddim.py`):
-    before each call, with fresh noise from `draw`, and not at the end.
+    Raises `InvalidRequest` for an unknown profile. diffusers: after each step, always with the run's starting `noise`,
+    and clean at the end. CompVis (`ddim.py`): before each call, with fresh noise from `draw`, and not at the end.
     """
     check_choice("profile", profile, PROFILES)
     fresh = PROFILES[profile].inpaint == "compvis"

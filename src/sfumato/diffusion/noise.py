@@ -60,6 +60,8 @@ def seeds_from(generator: torch.Generator, count: int) -> tuple[int, ...]:
 
 def _stacked(draws: Sequence[Callable[[tuple[int, ...]], Tensor]]) -> Draw:
     def draw(shape: tuple[int, ...]) -> Tensor:
+        """The next numbers of each picture, float32 of `shape` (B, C, h, w). Raises `InvalidRequest` where B is
+        another."""
         if shape[0] != len(draws):
             raise InvalidRequest(
                 f"noise for {shape[0]} pictures asked of {len(draws)} seeds: give one seed per picture"
@@ -80,8 +82,8 @@ def white_noise(draw: Draw, like: Tensor) -> Noise:
 
 
 def placed(numbers: Tensor, like: Tensor) -> Tensor:
-    """CPU numbers with the device and dtype of `like`. A CUDA device isn't waited for: from pinned memory the copy
-    takes its turn among what is still to be done there."""
+    """CPU numbers of any shape with the device and dtype of `like`. A CUDA device isn't waited for: from pinned memory
+    the copy takes its turn among what is still to be done there."""
     if like.device.type == "cuda":
         numbers = numbers.pin_memory()
     return numbers.to(like, non_blocking=True)

@@ -36,8 +36,8 @@ def _weighted(weights: Sequence[float], slopes: Iterable[Tensor]) -> Tensor:
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = proceed) -> Tensor:
-    """x′ = x + (σ′ − σ)·d. Order 1, one call a step. Karras et al. 2022, Alg. 1 without churn; the same as DDIM with
-    η = 0 (Song et al. 2020, eq. 12)."""
+    """x′ = x + (σ′ − σ)·d on x (B, C, h, w). Order 1, one call a step. Karras et al. 2022, Alg. 1 without churn; the
+    same as DDIM with η = 0 (Song et al. 2020, eq. 12)."""
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         x = x + (sigma_next - sigma) * _slope(x, x0, sigma)
@@ -46,7 +46,10 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = p
 
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = proceed) -> Tensor:
-    """Trapezoidal rule, Euler into σ = 0. Order 2, two calls a step. Karras et al. 2022, Alg. 1 without churn."""
+    """Trapezoidal rule on x (B, C, h, w), Euler into σ = 0. Order 2, two calls a step.
+
+    Karras et al. 2022, Alg. 1 without churn.
+    """
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         d = _slope(x, x0, sigma)
@@ -60,7 +63,7 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = pr
 
 
 def dpm2(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = proceed) -> Tensor:
-    """Midpoint rule, the midpoint taken in log σ; Euler into σ = 0. Order 2, two calls a step.
+    """Midpoint rule on x (B, C, h, w), the midpoint taken in log σ; Euler into σ = 0. Order 2, two calls a step.
 
     Crowson, k-diffusion `sample_dpm_2`, after Karras et al. 2022, Alg. 2, and Lu et al. 2022 (DPM-Solver-2).
     """
@@ -109,7 +112,7 @@ def plms(
 
 
 def ipndm(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = proceed) -> Tensor:
-    """Adams–Bashforth with the weights for equal steps, the order rising from 1 to 4. One call a step.
+    """Adams–Bashforth on x (B, C, h, w), weights for equal steps, the order rising from 1 to 4. One call a step.
 
     Zhang & Chen 2022, eq. 37 to 40, on the slope in σ as PNDM (Liu et al. 2022) has it.
     """
@@ -123,7 +126,7 @@ def ipndm(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = p
 
 
 def k_lms(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = proceed, *, order: int = 4) -> Tensor:
-    """Linear multistep with the exact weights for unequal steps (`lms_weights`). Order 4, one call a step.
+    """Linear multistep on x (B, C, h, w), weights exact for unequal steps (`lms_weights`). Order 4, one call a step.
 
     Crowson, k-diffusion `sample_lms`.
     """
@@ -157,7 +160,7 @@ def lms_weights(nodes: Sequence[float], end: float) -> tuple[float, ...]:
 def deis(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = proceed, *, listed: int | None = None
 ) -> Tensor:
-    """Integrates the slope, interpolated linearly in ln σ over the last two points, exactly. Order 2, one call a step.
+    """Integrate x's slope (B, C, h, w), linear in ln σ over the last two points, exactly. Order 2, one call a step.
 
     Zhang & Chen 2022 (DEIS), the "log ρ" variant (ρ is σ here), as diffusers' DEISMultistepScheduler has it at its
     default order: the first step is Euler's, and the last one too if the schedule lists fewer than 15 or if it goes to
@@ -184,7 +187,7 @@ def deis(
 
 
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = proceed) -> Tensor:
-    """DPM-Solver++(2M), Lu et al. 2022, Alg. 2, data prediction. Order 2, one call a step.
+    """DPM-Solver++(2M), Lu et al. 2022, Alg. 2, data prediction, on x (B, C, h, w). Order 2, one call a step.
 
     The first step, and any step to σ = 0, has order 1.
     """
@@ -213,8 +216,8 @@ def _extrapolated(x0: Tensor, sigma: float, sigma_next: float, before: tuple[flo
 def unipc(denoise: Denoise, x: Tensor, sigmas: Sequence[float], after: After = proceed) -> Tensor:
     """UniPC with B₂(h) = eʰ − 1, data prediction, order 2: each model answer also corrects the step that led to it.
 
-    Zhao et al. 2023, Alg. 1 and 2, as diffusers' UniPCMultistepScheduler has it: one call a step, x0 at the predicted
-    x is not computed again at the corrected one, and the first and last step have order 1.
+    On x (B, C, h, w). Zhao et al. 2023, Alg. 1 and 2, as diffusers' UniPCMultistepScheduler has it: one call a step, x0
+    at the predicted x is not computed again at the corrected one, and the first and last step have order 1.
     """
     steps = len(sigmas) - 1
     known: deque[tuple[float, Tensor]] = deque(maxlen=2)

@@ -172,7 +172,8 @@ def run(
 
     `predict` is the model's raw answer (`denoiser.Predict`, usually from `guidance.guide`), `prediction` its kind.
     `noise` is needed when `plan.draws_noise` (`step_noise` makes it). `on_step` may raise to stop. dpm_adaptive's step
-    sizes follow the worst picture of the batch: run it one picture at a time to be independent of neighbours.
+    sizes follow the worst picture of the batch: run it one picture at a time to be independent of neighbours. Raises
+    `InvalidRequest` where `noise` is missing, and what dpm_adaptive raises.
     """
     if not plan.steps:
         return x
@@ -184,6 +185,7 @@ def run(
     calls = 0
 
     def counted(x_in: Tensor, t: float, sigma: float) -> Tensor:
+        """Call `predict` on x_in (B, C, h, w), and count it."""
         nonlocal calls
         calls += 1
         return predict(x_in, t, sigma)

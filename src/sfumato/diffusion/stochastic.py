@@ -30,7 +30,7 @@ def ddim(
 ) -> Tensor:
     """DDIM, Song et al. 2020, eq. 12 and 16: x′ = x0 + σ_down·d + σ_up·n. Order 1, one call a step.
 
-    η = 0 draws nothing and is `euler`; η = 1 is `euler_ancestral`, DDPM's own variance.
+    x and n are (B, C, h, w). η = 0 draws nothing and is `euler`; η = 1 is `euler_ancestral`, DDPM's own variance.
     """
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -75,7 +75,7 @@ def dpm2_ancestral(
 def dpmpp_2s_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, after: After = proceed
 ) -> Tensor:
-    """DPM-Solver++(2S) down, noise up. Two calls a step.
+    """DPM-Solver++(2S) down, noise up, on x (B, C, h, w). Two calls a step.
 
     Lu et al. 2022 (DPM-Solver++), Alg. 1 with r = ½; Crowson, k-diffusion `sample_dpmpp_2s_ancestral`.
     """
@@ -94,7 +94,7 @@ def dpmpp_2s_ancestral(
 
 
 def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, after: After = proceed) -> Tensor:
-    """DPM-Solver++ (stochastic), two ancestral half steps on one Brownian path. Two calls a step.
+    """DPM-Solver++ (stochastic), two ancestral half steps of x (B, C, h, w) on one Brownian path. Two calls a step.
 
     Crowson, k-diffusion `sample_dpmpp_sde`, r = ½.
     """
@@ -114,7 +114,7 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise
 
 
 def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, after: After = proceed) -> Tensor:
-    """SDE-DPM-Solver++(2M), midpoint variant. Order 2 in the drift, one call a step.
+    """SDE-DPM-Solver++(2M), midpoint variant, on x (B, C, h, w). Order 2 in the drift, one call a step.
 
     Lu et al. 2022 (DPM-Solver++), §5 and App. D; Crowson, k-diffusion `sample_dpmpp_2m_sde`; diffusers'
     `sde-dpmsolver++`, which draws independent noise for each step where this is meant for a Brownian path.
@@ -135,7 +135,10 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: No
 
 
 def dpmpp_3m_sde(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, after: After = proceed) -> Tensor:
-    """SDE-DPM-Solver++(3M). Order 3 in the drift, one call a step. Crowson, k-diffusion `sample_dpmpp_3m_sde`."""
+    """SDE-DPM-Solver++(3M) on x (B, C, h, w). Order 3 in the drift, one call a step.
+
+    Crowson, k-diffusion `sample_dpmpp_3m_sde`.
+    """
     known: deque[tuple[float, Tensor]] = deque(maxlen=2)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
@@ -172,7 +175,7 @@ def _drift_correction(
 def lcm(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, after: After = proceed) -> Tensor:
     """Multistep consistency sampling: x′ = x0 + σ′·n. `denoise` is the consistency function. One call a step.
 
-    Song et al. 2023, Alg. 1; Luo et al. 2023 (LCM), Alg. 3.
+    x and n are (B, C, h, w). Song et al. 2023, Alg. 1; Luo et al. 2023 (LCM), Alg. 3.
     """
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)

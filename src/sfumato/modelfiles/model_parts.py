@@ -134,8 +134,8 @@ def write_part(
 ) -> None:
     """Write a network's `config` and tensors, by their published names, into a folder.
 
-    `read` gives each tensor when its turn comes; `variant` and `max_shard_bytes` are as in `write_safetensors`. Raises
-    `OutputError`.
+    `read` gives each tensor, of the shape in `tensors`, when its turn comes; `variant` and `max_shard_bytes` are as in
+    `write_safetensors`. Raises `OutputError`.
     """
     make_folder(folder)
     write_json(folder / _CONFIG, config)

@@ -70,7 +70,8 @@ _PLAIN: dict[type[nn.Module], Any] = {stored: plain for plain, stored in STORED.
 
 
 def store(layer: nn.Module, weight: Tensor, pages: Pages) -> None:
-    """Make a layer of one of these kinds one that widens `weight`, in place: whoever holds the layer keeps it."""
+    """Make a layer of one of the `STORED` kinds one that widens `weight`, of its own weight's shape, in place: whoever
+    holds the layer keeps it."""
     layer.__class__ = STORED[type(layer)]
     layer.weight, layer.pages = nn.Parameter(weight, requires_grad=False), pages  # type: ignore[assignment]
 

@@ -64,7 +64,8 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None) -> None:
-        """Write in the background. `tensors` must not change any more. An earlier write's error is raised here."""
+        """Write `tensors` of any shape, which must not change any more, in the background. The `OutputError` of an
+        earlier write is raised here."""
         self.wait()
         if self._writer is None:
             self._writer = single_threaded_pool(1, "checkpoint")
@@ -104,7 +105,7 @@ class Checkpoints:
     def save_parts(
         self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None, world: World
     ) -> None:
-        """Write tensors that are sharded among `world`, whose processes must all call this, and wait for it."""
+        """Write tensors of any shape, sharded among `world`, whose processes must all call this, and wait for it."""
         self.wait()
         described = {"step": step, "config": dict(config), "score": score}
         write_shards(self.folder / f"step-{step:08d}", tensors, described, world)
@@ -134,8 +135,8 @@ def _remove(path: Path) -> None:
 def write_checkpoint(
     folder: Path, *, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], score: float | None
 ) -> None:
-    """Write the step's checkpoint into `folder`, whole or not at all; `read_checkpoint` reads it back. `tensors` are on
-    the CPU.
+    """Write the step's checkpoint into `folder`, whole or not at all; `read_checkpoint` reads it back. `tensors`, of
+    any shape, are on the CPU.
 
     Raises `OutputError`.
     """

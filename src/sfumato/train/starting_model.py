@@ -47,7 +47,7 @@ class KeptModel:
         return read_part(self.folder / "vae", VAE)
 
     def weights(self) -> dict[str, Tensor]:
-        """UNet and text encoder, by their names in `LatentDiffusion`."""
+        """The weights of UNet and text encoder, of any shape, by their names in `LatentDiffusion`."""
         parts = {name: read_part(self.folder / name, NETWORKS[name]).state_dict() for name in ("unet", "text_encoder")}
         return {f"{name}.{key}": tensor for name, state in parts.items() for key, tensor in state.items()}
 

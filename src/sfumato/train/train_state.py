@@ -41,7 +41,7 @@ class TrainState:
         return (self.ema, *self.others)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors, as they are."""
+        """All tensors of the state, of any shape, as they are."""
         tensors = {_MODEL + name: tensor.detach() for name, tensor in self.module.state_dict().items()}
         for prefix, ema in self._prefixes().items():
             tensors |= {prefix + name: tensor for name, tensor in ema.module.state_dict().items()}
@@ -52,8 +52,8 @@ class TrainState:
         return tensors | self.scaler.tensors()
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copies of all tensors, whole and on the CPU, that later steps don't change. With FSDP all processes must
-        ask."""
+        """Copies of all tensors, of any shape, whole and on the CPU, that later steps don't change. With FSDP all
+        processes must ask."""
         return {name: gather(tensor).to("cpu", copy=True) for name, tensor in self.tensors().items()}
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
@@ -84,8 +84,8 @@ class TrainState:
 
 
 def averaged_weights(tensors: Mapping[str, Tensor], decay: float | None = None) -> dict[str, Tensor]:
-    """The averaged weights among a checkpoint's tensors, by their names in the module: those that are published, or
-    those of one of the run's `ema_decays`."""
+    """The averaged weights among a checkpoint's tensors, of any shape, by their names in the module: those that are
+    published, or those of one of the run's `ema_decays`."""
     return within(tensors, _EMA if decay is None else _prefix(decay))
 
 

@@ -34,6 +34,7 @@ class LossModule(nn.Module):
         self.task, self.module = task, module
 
     def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Measured]:
+        """The task's scalar loss, and what else it measured, detached."""
         loss, measured = self.task.loss(self.module, batch, draws)
         return loss, {name: value.detach() for name, value in measured.items()}
 

@@ -30,9 +30,9 @@ STATE = "state.json"
 
 
 def write_shards(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any], world: World) -> None:
-    """Write `tensors`, of which each process has its part, to the folder `path`. All processes must call it.
+    """Write `tensors` of any shape, of which each process has its part, to the folder `path`. All must call it.
 
-    `OutputError` in the first process that couldn't write its part, `PeerFailed` in the others.
+    Raises `OutputError` in the first process that couldn't write its part, `PeerFailed` in the others.
     """
     temporary = world.broadcast(path.with_name(f".{path.name}.{secrets.token_hex(6)}.part"))
 
@@ -88,7 +88,8 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def read_shards(path: Path, parts: Mapping[str, str]) -> dict[str, Tensor]:
-    """The whole tensors, on the CPU, from files of the given checksums. `CheckpointError` where they have others."""
+    """The whole tensors, of any shape, on the CPU, from files of the given checksums. Raises `CheckpointError` where
+    they have others."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 

@@ -49,7 +49,7 @@ def whole_cells(pixels: Tensor, factor: int) -> Tensor:
 
 
 def psnr(output: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pixels in [-1, 1]; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of pixels in [-1, 1], of one shape; infinite where they are equal."""
     error = float(((output - target) / 2.0).square().mean())
     return -10.0 * math.log10(error) if error else math.inf
 

@@ -44,19 +44,20 @@ def _first_weights(module: nn.Module) -> None:
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """½ (mean max(0, 1 - real) + mean max(0, 1 + fake)) of logits (Lim & Ye 2017)."""
+    """½ (mean max(0, 1 - real) + mean max(0, 1 + fake)) of logits (B, 1, h, w), a scalar (Lim & Ye 2017)."""
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 
 
 def frozen_logits(discriminator: nn.Module, pictures: Tensor) -> Tensor:
-    """The critic's logits with gradients for the pictures and none for the critic."""
+    """The critic's logits (B, 1, h, w) for pictures (B, 3, H, W), with gradients for these and none for the critic."""
     fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     out: Tensor = torch.func.functional_call(discriminator, fixed, (pictures,))
     return out
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """‖∇ reconstruction‖ / (‖∇ adversarial‖ + 1e-4) at the decoder's last weights, at most 1e4; has no gradient."""
+    """‖∇ reconstruction‖ / (‖∇ adversarial‖ + 1e-4) of two scalar losses at the decoder's last weights, at most 1e4: a
+    scalar without gradient."""
     wanted = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
     judged = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
     ratio: Tensor = wanted / (judged + 1e-4)

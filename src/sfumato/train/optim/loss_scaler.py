@@ -45,11 +45,11 @@ class LossScaler:
                 self.scale, self.steady = self.scale * _GROWTH, 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give what a checkpoint keeps, (2,) float64: nothing for other precisions."""
+        """Give what a checkpoint keeps, of shape (2,) in float64: nothing for other precisions."""
         return {"scaler.state": torch.tensor([self.scale, self.steady], dtype=torch.float64)} if self.enabled else {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of `tensors`."""
+        """Take the scale, of shape (2,), from a checkpoint's tensors: the inverse of `tensors`."""
         if self.enabled and "scaler.state" in tensors:
             scale, steady = tensors["scaler.state"].tolist()
             self.scale, self.steady = scale, int(steady)

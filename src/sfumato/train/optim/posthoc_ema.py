@@ -44,12 +44,14 @@ class Snapshots:
         remove_leftovers(self.folder)
 
     def write(self, step: int, tensors: Mapping[str, Tensor], sigma_rels: Sequence[float]) -> None:
-        """Write what `snapshot_tensors` named, whole and on the CPU. It is on the disk on return, or `OutputError`."""
+        """Write what `snapshot_tensors` named, of any shape, whole and on the CPU. It is on the disk on return. Raises
+        `OutputError`."""
         write_checkpoint(self.folder, step=step, tensors=tensors, config={_KEY: list(sigma_rels)}, score=None)
 
 
 def snapshot_tensors(averages: Sequence[PowerEma]) -> dict[str, Tensor]:
-    """What a snapshot of `averages` is made of: the parameters of each, and the buffers, which are not averaged."""
+    """A snapshot of `averages` by name, of any shape: the parameters of each, and the buffers, which aren't
+    averaged."""
     tensors: dict[str, Tensor] = {}
     for average in averages:
         parameters = {name for name, _ in average.module.named_parameters(remove_duplicate=False)}
@@ -109,7 +111,7 @@ def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> Reconst
 
 
 def coefficients(kept: Sequence[tuple[float, float]], step: float, sigma_rel: float) -> tuple[Tensor, float]:
-    """Each kept average's share in the wanted one after `step`, float64, of sum 1; and the profile error.
+    """Each of N kept averages' shares (N,) in the wanted one after `step`, of sum 1; and the profile error.
 
     `kept` has the step and the sigma_rel of each. Algorithm 3: the normal equations of the profiles, in float64.
     """
@@ -127,7 +129,7 @@ def coefficients(kept: Sequence[tuple[float, float]], step: float, sigma_rel: fl
 
 
 def inner_products(ends: Tensor, gammas: Tensor, other_ends: Tensor, other_gammas: Tensor) -> Tensor:
-    """∫ p q of profiles p(t) = (γ+1) t^γ / T^(γ+1) on 0 … T (equation 151), broadcast."""
+    """∫ p q of profiles p(t) = (γ+1) t^γ / T^(γ+1) on 0 … T (equation 151), of shapes that broadcast."""
     shorter = torch.minimum(ends, other_ends)
     power = (shorter / ends) ** gammas * (shorter / other_ends) ** other_gammas
     scale = (gammas + 1.0) * (other_gammas + 1.0) / (gammas + other_gammas + 1.0)

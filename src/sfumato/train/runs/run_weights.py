@@ -27,8 +27,8 @@ class RunWeights:
 
 
 def weights_of_run(folder: Path, decay: float | None = None) -> dict[str, Tensor]:
-    """The averaged weights in the newest checkpoint of the run in `folder`: those that are published, or those of one
-    of its `ema_decays`. `ModelNotFound` where it has none."""
+    """The averaged weights, of any shape, in the newest checkpoint of the run in `folder`: those that are published, or
+    those of one of its `ema_decays`. Raises `ModelNotFound` where it has none."""
     return averaged_weights(newest_of_run(folder).tensors, decay)
 
 

@@ -42,8 +42,8 @@ def train_and_publish(
 ) -> Trained:
     """Train, and publish the averaged weights of a run that is finished.
 
-    `start` reads first weights, if the run isn't begun yet. Raises what `train` raises, and `Cancelled` where it is
-    asked to stop before the first step.
+    `start` reads first weights by name, of the module's shapes, if the run isn't begun yet. Raises what `train` raises,
+    and `Cancelled` where it is asked to stop before the first step.
     """
     if cancellation is not None:
         cancellation.check()

@@ -161,6 +161,7 @@ class AutoencoderTask:
         )
 
     def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The scalar loss of the autoencoder, and of its discriminator if it has one; and their terms, scalars."""
         assert isinstance(module, TrainedAutoencoder)
         weights = self.config.loss
         pictures = scaled(self._drawn(batch, draws))

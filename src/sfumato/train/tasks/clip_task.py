@@ -98,8 +98,8 @@ class ClipTask:
         return [ParameterGroup("clip", list(module.parameters()))]
 
     def load(self, draws: Draws) -> Batch:
-        """Pixels as bytes, the window of one caption of each picture, and that of a wrong one, all 0 where there is
-        none."""
+        """Squares (B, 3, size, size) as CLIP reads them, the window (B, T) of one caption each, and that of a wrong
+        one, all 0 where there is none. Raises `DataError` for a sample without caption."""
         seed, size = self.config.run.seed, len(self.dataset)
         samples = [self.dataset.sample(sample_index(number, size, seed)) for number in draws.numbers]
         pictures, tokens, wrong = [], [], []
@@ -125,6 +125,7 @@ class ClipTask:
         return preprocess(fitted(whole.crop((left, top, left + shown, top + shown)), side, side), side)
 
     def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The scalar contrastive loss, and accuracy and logit scale, scalars."""
         assert isinstance(module, Clip)
         pictures = batch["pictures"]
         if self.config.run.channels_last:

@@ -86,7 +86,8 @@ class LatentDiffusion(nn.Module):
 
 
 def trained_networks(config: DiffusionTraining, weights: Mapping[str, Tensor]) -> LatentDiffusion:
-    """The networks with a run's weights, ready to generate, without the head that only training has."""
+    """The networks with a run's weights, by name and of any shape, ready to generate, without the head that only
+    training has."""
     module = LatentDiffusion(UNet(config.unet), ClipText(config.text_encoder))
     module.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith("head.")})
     return module.eval()
@@ -166,6 +167,7 @@ class DiffusionTask:
         return sample_index(number, len(self.dataset), run.seed)
 
     def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The scalar denoising loss; its error as a scalar and by noise (10, 2); and what the caption head leaves."""
         assert isinstance(module, LatentDiffusion)
         latents, tokens = self._drawn(batch, draws)
         config, shape, device = self.config.noise, latents.shape[1:], latents.device
@@ -260,6 +262,7 @@ class DiffusionTask:
         contexts = (states[:1].expand(count, -1, -1), states[1:])
 
         def answers(x: Tensor, t: float, which: tuple[int, ...]) -> Sequence[Tensor]:
+            """The UNet's answers for x (B, C, h, w) at t, one (B, C, h, w) for each of `which`."""
             timesteps = torch.full((count * len(which),), t, device=device)
             context = torch.cat([contexts[i] for i in which])
             out: Tensor = module.unet(torch.cat([x] * len(which)), timesteps, context)

@@ -84,6 +84,7 @@ class TextTask:
         }
 
     def loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The scalar loss of the caption head on the text encoder's states."""
         assert isinstance(module, TextAndHead)
         states = module.text_encoder(batch["tokens"]).float()
         return module.head.loss(states, batch["latents"], draws), {}
