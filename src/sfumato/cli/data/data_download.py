@@ -16,16 +16,11 @@ _PLACES = "How pictures are fetched"
 
 
 def download(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="SRC...", help="Parquet files, or folders of them.", show_default=False)
-    ],
-    to: Annotated[Path, typer.Option("--out", "-o", metavar="DST", help="The folder to write.", show_default=False)],
-    downloader: Annotated[
-        Path, typer.Option(metavar="PATH", help="The program img2dataset, in its own environment.", show_default=False)
-    ],
+    sources: Annotated[list[Path], typer.Argument(metavar="SRC...", help="Parquet files, or folders of them.")],
+    to: Annotated[Path, typer.Option("--out", "-o", metavar="DST", help="The folder to write.")],
+    downloader: Annotated[Path, typer.Option(metavar="PATH", help="The program img2dataset, in its own environment.")],
     removals: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Addresses and SHA-256 not to take, one a line.", show_default=False),
+        Path | None, typer.Option(metavar="FILE", help="Addresses and SHA-256 not to take, one a line.")
     ] = None,
     size: Annotated[
         int, typer.Option(min=1, metavar="PX", help="Larger pictures' shorter side is scaled to it.")

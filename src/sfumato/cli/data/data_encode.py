@@ -24,10 +24,8 @@ _SCENES, _SCALE = "Composed scenes", "On many machines"
 
 
 def encode(
-    source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A folder of pictures or of shards.", show_default=False)
-    ],
-    to: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder of pictures or of shards.")],
+    to: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     autoencoder: Annotated[
         str,
         typer.Option(
@@ -42,7 +40,6 @@ def encode(
         typer.Option(
             metavar="WxH",
             help="Pixels a picture is scaled and cut to: 128, or 640x512. [dim]\\[the autoencoder's][/dim]",
-            show_default=False,
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures encoded together.")] = 16,
@@ -52,12 +49,9 @@ def encode(
         int, typer.Option(min=1, metavar="N", help="Samples a file: what a crash can cost.")
     ] = 8192,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Threads that prepare pictures.")] = 2,
-    samples: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Only the first N.", show_default=False)
-    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N.")] = None,
     tokens: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Store token ids, by this model's tokenizer.", show_default=False),
+        str | None, typer.Option(metavar="MODEL", help="Store token ids, by this model's tokenizer.")
     ] = None,
     uncaptioned: Annotated[
         bool, typer.Option("--uncaptioned", metavar="", help="Take pictures without a caption, too.")
@@ -65,15 +59,11 @@ def encode(
     scenes: Annotated[
         int | None,
         typer.Option(
-            metavar="SEED",
-            help="SRC is the emoji set: compose --samples scenes of it.",
-            rich_help_panel=_SCENES,
-            show_default=False,
+            metavar="SEED", help="SRC is the emoji set: compose --samples scenes of it.", rich_help_panel=_SCENES
         ),
     ] = None,
     held_out: Annotated[
-        bool,
-        typer.Option("--held-out", metavar="", help="Combinations kept from training.", rich_help_panel=_SCENES),
+        bool, typer.Option("--held-out", metavar="", help="Combinations kept from training.", rich_help_panel=_SCENES)
     ] = False,
     on: Annotated[
         str, typer.Option(metavar="WHERE", help="here, or ray: a cluster (RAY_ADDRESS).", rich_help_panel=_SCALE)

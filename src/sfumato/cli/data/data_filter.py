@@ -17,47 +17,33 @@ from sfumato.errors import InvalidRequest
 _RULES = "Rules"
 PRESETS = ("laion2B-en", "laion-high-resolution", "laion-improved-aesthetics", "laion-aesthetics-v2-5+")
 
-Score = Annotated[float | None, typer.Option(metavar="X", rich_help_panel=_RULES, show_default=False)]
+Score = Annotated[float | None, typer.Option(metavar="X", rich_help_panel=_RULES)]
 
 
 def filter_rows(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="SRC...", help="Parquet files, or folders of them.", show_default=False)
-    ],
-    to: Annotated[Path, typer.Option("--out", "-o", metavar="DST", help="The folder to write.", show_default=False)],
+    sources: Annotated[list[Path], typer.Argument(metavar="SRC...", help="Parquet files, or folders of them.")],
+    to: Annotated[Path, typer.Option("--out", "-o", metavar="DST", help="The folder to write.")],
     preset: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help=f"A data set of the model card: {', '.join(PRESETS)}. The rules below change it.",
             rich_help_panel=_RULES,
-            show_default=False,
             autocompletion=lambda: list(PRESETS),
         ),
     ] = None,
     min_side: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="PX",
-            help="Least width and least height.",
-            rich_help_panel=_RULES,
-            show_default=False,
-        ),
+        int | None, typer.Option(min=1, metavar="PX", help="Least width and least height.", rich_help_panel=_RULES)
     ] = None,
     aesthetics: Score = None,
     watermark: Score = None,
     unsafe: Score = None,
     similarity: Score = None,
     removals: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Leave out these addresses, one a line.", rich_help_panel=_RULES, show_default=False
-        ),
+        Path | None, typer.Option(metavar="FILE", help="Leave out these addresses, one a line.", rich_help_panel=_RULES)
     ] = None,
     column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ROLE=NAME", help="What a column is called, as aesthetics=SCORE.", show_default=False),
+        list[str] | None, typer.Option(metavar="ROLE=NAME", help="What a column is called, as aesthetics=SCORE.")
     ] = None,
     memory: Annotated[int, typer.Option(min=64, metavar="MB", help="Memory to use.")] = 2048,
     as_json: Json = False,

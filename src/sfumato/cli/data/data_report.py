@@ -21,9 +21,7 @@ _SHEET = 64
 _THUMBNAIL = 128
 _NAMED = 8  # sizes and licences that are listed
 
-Source = Annotated[
-    Path, typer.Argument(metavar="SRC", help="A folder of pictures, shards or encoded pictures.", show_default=False)
-]
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="A folder of pictures, shards or encoded pictures.")]
 
 
 def verify(source: Source, as_json: Json = False) -> None:
@@ -49,12 +47,8 @@ def verify(source: Source, as_json: Json = False) -> None:
 
 def stats(
     source: Source,
-    samples: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Look at N, evenly spread.", show_default=False)
-    ] = None,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw some of them on a sheet.", show_default=False)
-    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, metavar="N", help="Look at N, evenly spread.")] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw some of them on a sheet.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -14,35 +14,25 @@ from sfumato.cli.terminal.progress_bar import tracking
 
 
 def shard(
-    source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A folder of pictures or of shards.", show_default=False)
-    ],
-    to: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder of pictures or of shards.")],
+    to: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     name: Annotated[str, typer.Option(metavar="NAME", help="What the shards are called.")] = "shard",
     per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Samples a shard.")] = 10_000,
     webp: Annotated[
         int | None,
-        typer.Option(
-            metavar="QUALITY",
-            help="Encode as WebP: 0 to 100, 101 is lossless. [dim]\\[copied][/dim]",
-            show_default=False,
-        ),
+        typer.Option(metavar="QUALITY", help="Encode as WebP: 0 to 100, 101 is lossless. [dim]\\[copied][/dim]"),
     ] = None,
     near_duplicates: Annotated[
         int | None,
         typer.Option(
-            metavar="BITS",
-            help="Leave out pictures whose 64-bit hash is so close to an earlier one's: 4, say.",
-            show_default=False,
+            metavar="BITS", help="Leave out pictures whose 64-bit hash is so close to an earlier one's: 4, say."
         ),
     ] = None,
     buckets: Annotated[
-        int | None,
-        typer.Option(metavar="PX", help="A folder for each shape, of about PX² pixels: 512, say.", show_default=False),
+        int | None, typer.Option(metavar="PX", help="A folder for each shape, of about PX² pixels: 512, say.")
     ] = None,
     removals: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Leave out these addresses and SHA-256, one a line.", show_default=False),
+        Path | None, typer.Option(metavar="FILE", help="Leave out these addresses and SHA-256, one a line.")
     ] = None,
     uncaptioned: Annotated[
         bool, typer.Option("--uncaptioned", metavar="", help="Take pictures without a caption, too.")

@@ -63,7 +63,6 @@ def prompts(
         typer.Argument(
             metavar="SOURCE",
             help="captions_val2017.json, a .jsonl, a text file, or a folder of pictures with captions.",
-            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The list to write (.jsonl).")] = Path(
@@ -84,10 +83,9 @@ def prompts(
         ),
     ] = False,
     pictures: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Put a folder's own pictures there, as reference.", show_default=False),
+        Path | None, typer.Option(metavar="FOLDER", help="Put a folder's own pictures there, as reference.")
     ] = None,
-    side: Annotated[int | None, typer.Option(metavar="PX", help="Size of these pictures.", show_default=False)] = None,
+    side: Annotated[int | None, typer.Option(metavar="PX", help="Size of these pictures.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -135,12 +133,10 @@ ModelsArgument = Annotated[
         metavar="[LABEL=]MODEL",
         help="Name, path or Hub id; several are several curves.",
         rich_help_panel=GRID,
-        show_default=False,
     ),
 ]
 ShardOption = Annotated[
-    str | None,
-    typer.Option(metavar="I/N", help="Only the I-th of N parts.", rich_help_panel="Where", show_default=False),
+    str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts.", rich_help_panel="Where")
 ]
 On = Annotated[
     str, typer.Option("--on", metavar="NAME", help="here, or ray: a Ray cluster's machines.", rich_help_panel="Where")
@@ -206,24 +202,13 @@ def plot(
     folder: Folder,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help=".svg, .png or .pdf. [dim]\\[FOLDER/curves.svg][/dim]",
-            show_default=False,
-        ),
+        typer.Option("--out", "-o", metavar="FILE", help=".svg, .png or .pdf. [dim]\\[FOLDER/curves.svg][/dim]"),
     ] = None,
-    distance: Annotated[
-        str | None, typer.Option(metavar="METRIC", help="The upright axis.", show_default=False)
-    ] = None,
+    distance: Annotated[str | None, typer.Option(metavar="METRIC", help="The upright axis.")] = None,
     published: Annotated[
         bool | None,
         typer.Option(
-            "--published/--no-published",
-            metavar="",
-            help="The card's curves, too. [dim]\\[beside an FID][/dim]",
-            show_default=False,
+            "--published/--no-published", metavar="", help="The card's curves, too. [dim]\\[beside an FID][/dim]"
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -241,8 +226,7 @@ def plot(
 def report(
     folder: Folder,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="[dim]\\[FOLDER/report.html][/dim]", show_default=False),
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="[dim]\\[FOLDER/report.html][/dim]")
     ] = None,
     examples: Examples = 8,
     overwrite: Overwrite = False,
@@ -259,10 +243,7 @@ def report(
 @with_options(given=LOAD_FLAGS)
 def reproduce_card(
     given: Given,
-    model: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL…", help="v1-4, say; several are several curves.", show_default=False),
-    ],
+    model: Annotated[list[str], typer.Argument(metavar="MODEL…", help="v1-4, say; several are several curves.")],
     prompts: Prompts,
     reference: Reference = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The evaluation's folder.")] = Path(

@@ -16,30 +16,22 @@ from sfumato.files import user_path
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A model, or a folder of pictures.", show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another, or the same.", show_default=False)],
+    a: Annotated[str, typer.Argument(metavar="A", help="A model, or a folder of pictures.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another, or the same.")],
     change_a: Annotated[
-        list[str] | None,
-        typer.Option("--a", metavar="FIELD=VALUE", help="What A does otherwise.", show_default=False),
+        list[str] | None, typer.Option("--a", metavar="FIELD=VALUE", help="What A does otherwise.")
     ] = None,
     change_b: Annotated[
-        list[str] | None,
-        typer.Option("--b", metavar="FIELD=VALUE", help="What B does: steps=20, dtype=bfloat16…", show_default=False),
+        list[str] | None, typer.Option("--b", metavar="FIELD=VALUE", help="What B does: steps=20, dtype=bfloat16…")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="A list of prompts.", show_default=False)] = None,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="A list of prompts.")] = None,
     count: Annotated[int, typer.Option("--count", "-c", metavar="N", help="Prompts, at most.")] = 16,
     steps: Annotated[int, typer.Option("--steps", "-S", metavar="N", help="Of both, unless changed.")] = 50,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the first prompt; the next ones count up.")] = 0,
     clip: Clip = None,
     efficientnet: EfficientNet = False,
     least_psnr: Annotated[
-        float | None,
-        typer.Option(
-            metavar="DB",
-            help="Exit code 1 where a pair has less.",
-            rich_help_panel=NETWORKS,
-            show_default=False,
-        ),
+        float | None, typer.Option(metavar="DB", help="Exit code 1 where a pair has less.", rich_help_panel=NETWORKS)
     ] = None,
     as_json: Json = False,
 ) -> None:

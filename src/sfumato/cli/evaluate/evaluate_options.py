@@ -18,15 +18,10 @@ if TYPE_CHECKING:
 
 NETWORKS, GRID, SURE = "Networks (local files)", "What to paint", "How sure"
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The evaluation's folder.", show_default=False)]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The evaluation's folder.")]
 Inception = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="pt_inception-2015-12-05-6726825d.pth, for FID.",
-        rich_help_panel=NETWORKS,
-        show_default=False,
-    ),
+    typer.Option(metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth, for FID.", rich_help_panel=NETWORKS),
 ]
 Clip = Annotated[
     Path | None,
@@ -34,7 +29,6 @@ Clip = Annotated[
         metavar="FOLDER",
         help="A CLIP model in transformers' layout, for CLIP score and CMMD.",
         rich_help_panel=NETWORKS,
-        show_default=False,
     ),
 ]
 Preferences = Annotated[
@@ -44,53 +38,37 @@ Preferences = Annotated[
         metavar="PATH",
         help="PickScore's folder, or HPSv2's .pt file; several times for several.",
         rich_help_panel=NETWORKS,
-        show_default=False,
     ),
 ]
 EfficientNet = Annotated[
     bool,
     typer.Option("--efficientnet", metavar="", help="EfficientNet-Lite0 from its package.", rich_help_panel=NETWORKS),
 ]
-Reference = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="Real pictures.", rich_help_panel=NETWORKS, show_default=False),
-]
+Reference = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Real pictures.", rich_help_panel=NETWORKS)]
 Statistics = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SPACE=FILE",
         help="Published mu and sigma in the place of pictures: inception/pytorch-fid=coco.npz.",
         rich_help_panel=NETWORKS,
-        show_default=False,
     ),
 ]
 Resamples = Annotated[int, typer.Option(metavar="N", help="For each interval; 0: none.", rich_help_panel=SURE)]
 Level = Annotated[float, typer.Option(metavar="X", help="Of the intervals.", rich_help_panel=SURE)]
 Prompts = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="A list of `evaluate prompts`.", rich_help_panel=GRID, show_default=False),
+    Path | None, typer.Option(metavar="FILE", help="A list of `evaluate prompts`.", rich_help_panel=GRID)
 ]
 ProtocolName = Annotated[
     str, typer.Option(metavar="NAME", help="card, pocket, or a .toml file's path.", rich_help_panel=GRID)
 ]
-Count = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Prompts, if not the protocol's.", rich_help_panel=GRID, show_default=False),
-]
+Count = Annotated[int | None, typer.Option(metavar="N", help="Prompts, if not the protocol's.", rich_help_panel=GRID)]
 Guidance = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B,…", help="Guidance scales, if not the protocol's.", rich_help_panel=GRID, show_default=False
-    ),
+    str | None, typer.Option(metavar="A,B,…", help="Guidance scales, if not the protocol's.", rich_help_panel=GRID)
 ]
 Samplers = Annotated[
-    str | None,
-    typer.Option(metavar="A,B,…", help="Samplers, if not the protocol's.", rich_help_panel=GRID, show_default=False),
+    str | None, typer.Option(metavar="A,B,…", help="Samplers, if not the protocol's.", rich_help_panel=GRID)
 ]
-Steps = Annotated[
-    str | None,
-    typer.Option(metavar="A,B,…", help="Steps, if not the protocol's.", rich_help_panel=GRID, show_default=False),
-]
+Steps = Annotated[str | None, typer.Option(metavar="A,B,…", help="Steps, if not the protocol's.", rich_help_panel=GRID)]
 Examples = Annotated[int, typer.Option(metavar="N", help="Prompts whose pictures the page shows.")]
 
 

@@ -24,19 +24,13 @@ if TYPE_CHECKING:
 probe = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 CellName = Annotated[
-    str | None,
-    typer.Option(
-        "--cell", metavar="NAME", help="Which setting's pictures. [dim]\\[the first][/dim]", show_default=False
-    ),
+    str | None, typer.Option("--cell", metavar="NAME", help="Which setting's pictures. [dim]\\[the first][/dim]")
 ]
-ClipFolder = Annotated[
-    Path, typer.Option("--clip", metavar="FOLDER", help="A CLIP model in transformers' layout.", show_default=False)
-]
+ClipFolder = Annotated[Path, typer.Option("--clip", metavar="FOLDER", help="A CLIP model in transformers' layout.")]
 OptionalClip = Annotated[
-    Path | None,
-    typer.Option("--clip", metavar="FOLDER", help="A CLIP model in transformers' layout.", show_default=False),
+    Path | None, typer.Option("--clip", metavar="FOLDER", help="A CLIP model in transformers' layout.")
 ]
-Sheet = Annotated[Path | None, typer.Option(metavar="FILE", help="Pictures to look at, as a .png.", show_default=False)]
+Sheet = Annotated[Path | None, typer.Option(metavar="FILE", help="Pictures to look at, as a .png.")]
 
 
 @probe.callback()
@@ -46,7 +40,7 @@ def about_probe() -> None:
 
 @probe.command("prompts")
 def probe_list(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="people, pocket or languages.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="people, pocket or languages.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The list to write.")] = Path("probe.jsonl"),
     each: Annotated[int, typer.Option(metavar="N", help="Pictures of each prompt.")] = 8,
     overwrite: Overwrite = False,
@@ -130,16 +124,12 @@ def bias(
 @probe.command("nearest")
 def nearest_pictures(
     folder: Folder,
-    training: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="The training pictures, as shards or files.", show_default=False)
-    ],
+    training: Annotated[Path, typer.Option(metavar="FOLDER", help="The training pictures, as shards or files.")],
     cell: CellName = None,
     clip: OptionalClip = None,
     efficientnet: EfficientNet = False,
     count: Annotated[int, typer.Option("--count", "-c", metavar="N", help="Nearest pictures of each.")] = 3,
-    most: Annotated[
-        int | None, typer.Option(metavar="N", help="Training pictures to look at.", show_default=False)
-    ] = None,
+    most: Annotated[int | None, typer.Option(metavar="N", help="Training pictures to look at.")] = None,
     sheet: Sheet = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -197,11 +187,7 @@ def retrieval(
     among: Annotated[int, typer.Option(metavar="N", help="Captions to choose from: groups of the list.")] = 100,
     reference: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="The prompts' own pictures, as `evaluate prompts --pictures` wrote them.",
-            show_default=False,
-        ),
+        typer.Option(metavar="FOLDER", help="The prompts' own pictures, as `evaluate prompts --pictures` wrote them."),
     ] = None,
     cell: CellName = None,
     as_json: Json = False,
@@ -238,9 +224,7 @@ def following(
     folder: Folder,
     scenes: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="The emoji set: its own scenes are the most that can be reached.", show_default=False
-        ),
+        typer.Option(metavar="FOLDER", help="The emoji set: its own scenes are the most that can be reached."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="The scenes' seed, as given to `evaluate prompts`.")] = 0,
     cell: CellName = None,

@@ -44,9 +44,7 @@ class Made:
 @with_options(given=(*REQUEST_FLAGS, *RUN_FLAGS))
 def generate(
     given: Given,
-    prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT", help="What to paint.", show_default=False)
-    ] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to paint.")] = None,
     count: Annotated[
         int, typer.Option("--count", "-c", metavar="N", help="Pictures of each prompt.", rich_help_panel=PICTURE)
     ] = 1,
@@ -79,7 +77,6 @@ def generate(
             metavar="",
             help="Draw them in the terminal. [dim]\\[if it is one][/dim]",
             rich_help_panel=OUTPUT,
-            show_default=False,
         ),
     ] = None,
     as_json: Json = False,

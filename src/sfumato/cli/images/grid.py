@@ -18,20 +18,13 @@ from sfumato.cli.terminal.progress_bar import tracking
 @with_options(given=(*REQUEST_FLAGS, *RUN_FLAGS))
 def grid(
     given: Given,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")],
     x: Annotated[
         str,
-        typer.Option(
-            "--x",
-            metavar="FIELD=A,B,…",
-            help="What changes from left to right.",
-            rich_help_panel=PICTURE,
-            show_default=False,
-        ),
+        typer.Option("--x", metavar="FIELD=A,B,…", help="What changes from left to right.", rich_help_panel=PICTURE),
     ],
     y: Annotated[
-        str | None,
-        typer.Option("--y", metavar="FIELD=A,B,…", help="What changes downwards.", rich_help_panel=PICTURE),
+        str | None, typer.Option("--y", metavar="FIELD=A,B,…", help="What changes downwards.", rich_help_panel=PICTURE)
     ] = None,
     out: Out = None,
     overwrite: Overwrite = False,

@@ -31,16 +31,13 @@ _RUN = tuple(flag for flag in RUN_FLAGS if flag.name not in ("batch_size", "dete
 @with_options(given=(*_FLAGS, *_RUN))
 def interpolate(
     given: Given,
-    first: Annotated[str, typer.Argument(metavar="PROMPT_A", help="Where it starts.", show_default=False)],
-    last: Annotated[str, typer.Argument(metavar="PROMPT_B", help="Where it ends.", show_default=False)],
+    first: Annotated[str, typer.Argument(metavar="PROMPT_A", help="Where it starts.")],
+    last: Annotated[str, typer.Argument(metavar="PROMPT_B", help="Where it ends.")],
     frames: Annotated[
         int, typer.Option("--frames", "-f", metavar="N", help="Pictures, both ends included.", rich_help_panel=PICTURE)
     ] = 24,
     last_seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Seed at the end. [dim]\\[the same][/dim]", rich_help_panel=PICTURE, show_default=False
-        ),
+        int | None, typer.Option(metavar="N", help="Seed at the end. [dim]\\[the same][/dim]", rich_help_panel=PICTURE)
     ] = None,
     fps: Annotated[float, typer.Option(metavar="X", help="Frames a second.", rich_help_panel=OUTPUT)] = 12.0,
     out: Out = None,

@@ -29,7 +29,7 @@ _WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in _NAMES)
 @with_options(given=_WHERE)
 def replay(
     given: Given,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture sfumato made.", show_default=False)],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture sfumato made.")],
     init_image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The picture it started from.", rich_help_panel=IMAGES)
     ] = None,
@@ -45,8 +45,7 @@ def replay(
         typer.Option("--vae", metavar="FILE", help="Where the VAE it was made with is now.", rich_help_panel=MODEL),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Keep the new picture.", rich_help_panel=OUTPUT),
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Keep the new picture.", rich_help_panel=OUTPUT)
     ] = None,
     as_json: Json = False,
 ) -> None:

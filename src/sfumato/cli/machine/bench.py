@@ -41,10 +41,7 @@ def bench(
     contenders: Annotated[
         str,
         typer.Option(
-            metavar="A,B…",
-            help="Who takes part. [dim]\\[all that are worth it][/dim]",
-            show_default=False,
-            rich_help_panel=_WHAT,
+            metavar="A,B…", help="Who takes part. [dim]\\[all that are worth it][/dim]", rich_help_panel=_WHAT
         ),
     ] = "",
     what: Annotated[
@@ -52,12 +49,7 @@ def bench(
     ] = "step",
     size: Annotated[
         int | None,
-        typer.Option(
-            metavar="PX",
-            help="Side of the pictures. [dim]\\[the model's][/dim]",
-            show_default=False,
-            rich_help_panel=_WHAT,
-        ),
+        typer.Option(metavar="PX", help="Side of the pictures. [dim]\\[the model's][/dim]", rich_help_panel=_WHAT),
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", help="Pictures together.", rich_help_panel=_WHAT)] = 1,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, mps.", rich_help_panel=_WHAT)] = "cpu",
@@ -73,12 +65,7 @@ def bench(
     image_steps: Annotated[int, typer.Option(metavar="N", help="Steps of a whole picture.", rich_help_panel=_HOW)] = 50,
     threads: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Of each. [dim]\\[each program's own choice][/dim]",
-            show_default=False,
-            rich_help_panel=_HOW,
-        ),
+        typer.Option(metavar="N", help="Of each. [dim]\\[each program's own choice][/dim]", rich_help_panel=_HOW),
     ] = None,
     fresh: Annotated[
         bool | None,
@@ -86,30 +73,18 @@ def bench(
             "--fresh/--no-fresh",
             metavar="",
             help="A new process a turn: less memory, loading measured each time. [dim]\\[if memory is short][/dim]",
-            show_default=False,
             rich_help_panel=_HOW,
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="Everything that was measured, as JSON.",
-            show_default=False,
-            rich_help_panel=_RESULTS,
+            "--out", "-o", metavar="FILE", help="Everything that was measured, as JSON.", rich_help_panel=_RESULTS
         ),
     ] = None,
     plot_file: Annotated[
         Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="The table as .svg, .png or .pdf.",
-            show_default=False,
-            rich_help_panel=_RESULTS,
-        ),
+        typer.Option("--plot", metavar="FILE", help="The table as .svg, .png or .pdf.", rich_help_panel=_RESULTS),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -32,16 +32,12 @@ class Quality:
             metavar="FILE",
             help="In place of speed: paint by every preset of --model (pocket, unless given); the sheet's file.",
             rich_help_panel=_PANEL,
-            show_default=False,
         ),
     ] = None
     prompts: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="What to paint. [dim]\\[eight words pocket knows][/dim]",
-            rich_help_panel=_PANEL,
-            show_default=False,
+            metavar="FILE", help="What to paint. [dim]\\[eight words pocket knows][/dim]", rich_help_panel=_PANEL
         ),
     ] = None
     guidance_scale: Annotated[
@@ -52,7 +48,6 @@ class Quality:
             metavar="X",
             help="Of all pictures. [dim]\\[the model's][/dim]",
             rich_help_panel=_PANEL,
-            show_default=False,
         ),
     ] = None
     reference: Annotated[
@@ -61,16 +56,12 @@ class Quality:
             metavar="FOLDER",
             help="Real pictures to compare all with. [dim]\\[exact's own][/dim]",
             rich_help_panel=_PANEL,
-            show_default=False,
         ),
     ] = None
     clip: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER",
-            help="A CLIP model, for how well pictures fit their words.",
-            rich_help_panel=_PANEL,
-            show_default=False,
+            metavar="FOLDER", help="A CLIP model, for how well pictures fit their words.", rich_help_panel=_PANEL
         ),
     ] = None
 

@@ -22,63 +22,39 @@ _WHAT, _WHERE = "What ran", "Where"
 _LEAST = 0.01  # of an equivalent, to be worth a line
 
 Hardware = Annotated[
-    str | None,
-    typer.Option(
-        "--hardware", metavar="NAME", help="Device, as 'A100 SXM4 40GB'.", show_default=False, rich_help_panel=_WHAT
-    ),
+    str | None, typer.Option("--hardware", metavar="NAME", help="Device, as 'A100 SXM4 40GB'.", rich_help_panel=_WHAT)
 ]
 Watts = Annotated[
-    float | None,
-    typer.Option(metavar="W", help="A device's power, if not the table's.", show_default=False, rich_help_panel=_WHAT),
+    float | None, typer.Option(metavar="W", help="A device's power, if not the table's.", rich_help_panel=_WHAT)
 ]
-Hours = Annotated[
-    float | None,
-    typer.Option(metavar="H", help="How long each device ran.", show_default=False, rich_help_panel=_WHAT),
-]
+Hours = Annotated[float | None, typer.Option(metavar="H", help="How long each device ran.", rich_help_panel=_WHAT)]
 Count = Annotated[float, typer.Option(metavar="N", help="Devices.", rich_help_panel=_WHAT)]
 Run = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER", help="Hours and device from a training run.", show_default=False, rich_help_panel=_WHAT
-    ),
+    Path | None, typer.Option(metavar="FOLDER", help="Hours and device from a training run.", rich_help_panel=_WHAT)
 ]
 Measure = Annotated[
-    bool,
-    typer.Option("--measure", metavar="", help="Run COMMAND and measure, by codecarbon.", rich_help_panel=_WHAT),
+    bool, typer.Option("--measure", metavar="", help="Run COMMAND and measure, by codecarbon.", rich_help_panel=_WHAT)
 ]
 Region = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Country, us/STATE, or a provider's, as aws/us-east-1.",
-        show_default=False,
-        rich_help_panel=_WHERE,
-    ),
+    typer.Option(metavar="NAME", help="Country, us/STATE, or a provider's, as aws/us-east-1.", rich_help_panel=_WHERE),
 ]
-Provider = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="aws, azure or gcp.", show_default=False, rich_help_panel=_WHERE),
-]
+Provider = Annotated[str | None, typer.Option(metavar="NAME", help="aws, azure or gcp.", rich_help_panel=_WHERE)]
 Intensity = Annotated[
-    float | None,
-    typer.Option(metavar="KG", help="The grid's kg CO2eq a kWh, if known.", show_default=False, rich_help_panel=_WHERE),
+    float | None, typer.Option(metavar="KG", help="The grid's kg CO2eq a kWh, if known.", rich_help_panel=_WHERE)
 ]
 Pue = Annotated[
     float | None,
     typer.Option(
         metavar="X",
         help="Energy of the data centre over its computers'. [dim]\\[not counted][/dim]",
-        show_default=False,
         rich_help_panel=_WHERE,
     ),
 ]
 
 
 def emissions(
-    command: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- COMMAND…]", help="What --measure runs.", show_default=False),
-    ] = None,
+    command: Annotated[list[str] | None, typer.Argument(metavar="[-- COMMAND…]", help="What --measure runs.")] = None,
     hardware: Hardware = None,
     watts: Watts = None,
     hours: Hours = None,

@@ -25,21 +25,18 @@ _SHOWN = 60  # characters of a line that differs
 
 
 def card(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, path or Hub id.", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, path or Hub id.")],
     facts: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE",
             help="v1-1 … v1-4, or a TOML file. [dim]\\[card.toml and README.md of the model's folder][/dim]",
-            show_default=False,
         ),
     ] = None,
     evaluation: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH",
-            help="An evaluation's folder, or its scores.json. [dim]\\[that of the model's folder][/dim]",
-            show_default=False,
+            metavar="PATH", help="An evaluation's folder, or its scores.json. [dim]\\[that of the model's folder][/dim]"
         ),
     ] = None,
     plot: Annotated[
@@ -48,14 +45,10 @@ def card(
             metavar="PATH",
             help="A picture of it, to refer to: from where the card will be, or an address. "
             "[dim]\\[curves.png or .svg of the model's folder][/dim]",
-            show_default=False,
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FILE", help="Where to write it. [dim]\\[stdout][/dim]", show_default=False
-        ),
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write it. [dim]\\[stdout][/dim]")
     ] = None,
     overwrite: Overwrite = False,
     check: Annotated[

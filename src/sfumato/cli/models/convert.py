@@ -32,14 +32,13 @@ _UNITS = {"": 1, "b": 1} | {
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A model's name or path.", show_default=False)],
-    to: Annotated[Path, typer.Argument(metavar="DST", help="A folder, or a .safetensors file.", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A model's name or path.")],
+    to: Annotated[Path, typer.Argument(metavar="DST", help="A folder, or a .safetensors file.")],
     layout: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="diffusers (a folder) or compvis (a file). [dim]\\[by DST's name][/dim]",
-            show_default=False,
             autocompletion=lambda: list(LAYOUTS),
         ),
     ] = None,
@@ -56,18 +55,13 @@ def convert(
         typer.Option(
             metavar="NAME",
             help="Name a folder's files fp16 or bf16, and write them so.",
-            show_default=False,
             autocompletion=lambda: ["fp16", "bf16"],
         ),
     ] = None,
     max_shard_size: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Split a folder's larger files, as in 2GB.", show_default=False),
+        str | None, typer.Option(metavar="SIZE", help="Split a folder's larger files, as in 2GB.")
     ] = None,
-    vae: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Put this autoencoder in: file or folder.", show_default=False),
-    ] = None,
+    vae: Annotated[Path | None, typer.Option(metavar="FILE", help="Put this autoencoder in: file or folder.")] = None,
     ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Take a checkpoint's averaged weights.")] = True,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -24,9 +24,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", 
 
 
 def inspect(
-    target: Annotated[
-        str, typer.Argument(metavar="IMAGE|MODEL", help="A picture; or a model by name or path.", show_default=False)
-    ],
+    target: Annotated[str, typer.Argument(metavar="IMAGE|MODEL", help="A picture; or a model by name or path.")],
     as_json: Json = False,
 ) -> None:
     """Show how a picture was made, whoever's program made it; or a model's layout, parts, sizes and dtypes."""
@@ -40,7 +38,7 @@ def inspect(
         _WRITERS[about["kind"]](about)
 
 
-def show_model(name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)], as_json: Json = False) -> None:
+def show_model(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: Json = False) -> None:
     """Show a model's layout, parts, sizes, dtypes and hash."""
     about = _model(name)
     if as_json:

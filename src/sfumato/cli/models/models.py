@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 models = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
-Revision = Annotated[str | None, typer.Option(metavar="NAME", help="A branch, tag or commit.", show_default=False)]
-Variant = Annotated[str | None, typer.Option(metavar="NAME", help='Other files, such as "fp16".', show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+Revision = Annotated[str | None, typer.Option(metavar="NAME", help="A branch, tag or commit.")]
+Variant = Annotated[str | None, typer.Option(metavar="NAME", help='Other files, such as "fp16".')]
 
 
 @models.callback()
@@ -68,10 +68,9 @@ def pull(name: Name, revision: Revision = None, variant: Variant = None, as_json
 
 @models.command()
 def add(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model's folder or file.", show_default=False)],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model's folder or file.")],
     name: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="What to call it. [dim]\\[its file name][/dim]", show_default=False),
+        str | None, typer.Option(metavar="NAME", help="What to call it. [dim]\\[its file name][/dim]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace the one of that name.")] = False,
     as_json: Json = False,
@@ -128,7 +127,7 @@ def remove(
 
 @models.command()
 def warm(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model's name or path.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model's name or path.")],
     dtype: Annotated[str, typer.Option(metavar="NAME", help="What it will run in.")] = "float32",
     as_json: Json = False,
 ) -> None:
@@ -156,9 +155,7 @@ def warm(
 
 @models.command()
 def cache(
-    clear: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Delete what is there of it, or all.", show_default=False)
-    ] = None,
+    clear: Annotated[str | None, typer.Option(metavar="KIND", help="Delete what is there of it, or all.")] = None,
     as_json: Json = False,
 ) -> None:
     """List what was kept to start faster: warm weights, compiled kernels, converted networks, the benchmark's model.

@@ -48,7 +48,6 @@ class Flag:
             help=f"{self.help} [dim]\\[{self.default}][/dim]" if self.default else self.help,
             metavar="" if self.switch else self.metavar,
             rich_help_panel=self.panel,
-            show_default=False,
             autocompletion=self._complete if self.choices else None,
         )
         kind = bool | None if self.switch else str | None
@@ -207,13 +206,7 @@ LOAD_FLAGS = (
     Flag(name="variant", help='A folder\'s other files, such as "fp16".', panel=MODEL, metavar="NAME"),
     Flag(name="revision", help="Branch, tag or commit of a Hub model.", panel=MODEL, metavar="NAME"),
     Flag(name="ema", help="A checkpoint's averaged weights.", panel=MODEL, default="ema", switch=True),
-    Flag(
-        name="batch_size",
-        help="Pictures that run together.",
-        panel=MODEL,
-        metavar="N",
-        default="1 on a CPU, else 8",
-    ),
+    Flag(name="batch_size", help="Pictures that run together.", panel=MODEL, metavar="N", default="1 on a CPU, else 8"),
     Flag(
         name="deterministic",
         help="One picture at a time, so that none depends on its neighbours' rounding.",
@@ -257,7 +250,6 @@ Out = Annotated[
         metavar="PATH",
         help="The file's name, or a folder. [dim]\\[pictures][/dim]",
         rich_help_panel=OUTPUT,
-        show_default=False,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON document on stdout.", rich_help_panel=OUTPUT)]

@@ -12,19 +12,12 @@ from sfumato.cli.terminal.output_lines import write_json, write_line
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A training run's folder.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to write.", show_default=False)
-    ],
-    vae: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Another autoencoder of the same latents.", show_default=False)
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Another tokenizer.", show_default=False)
-    ] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A training run's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to write.")],
+    vae: Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder of the same latents.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="MODEL", help="Another tokenizer.")] = None,
     sigma_rel: Annotated[
-        float | None,
-        typer.Option(metavar="WIDTH", help="Another average, from the run's snapshots.", show_default=False),
+        float | None, typer.Option(metavar="WIDTH", help="Another average, from the run's snapshots.")
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="NAME", help="fp16, bf16, fp32.")] = "fp16",
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace the folder.")] = False,

@@ -18,12 +18,11 @@ from sfumato.errors import InvalidConfig, InvalidRequest
 T = TypeVar("T")
 
 ALL = "all"  # stages of a recipe, one after the other
-run_option = partial(typer.Option, rich_help_panel="Run", show_default=False)
-_before = partial(typer.Option, rich_help_panel="Before the run", show_default=False)
+run_option = partial(typer.Option, rich_help_panel="Run")
+_before = partial(typer.Option, rich_help_panel="Before the run")
 
 ConfigFile = Annotated[
-    Path | None,
-    typer.Argument(metavar="CONFIG.toml", help="Options. A run that goes on has its own.", show_default=False),
+    Path | None, typer.Argument(metavar="CONFIG.toml", help="Options. A run that goes on has its own.")
 ]
 Start = Annotated[str | None, run_option(metavar="RUN|MODEL", help="First weights.")]
 TokenizerOf = Annotated[

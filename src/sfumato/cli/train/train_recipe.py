@@ -24,12 +24,7 @@ NAMES = ("v1-1", "v1-2", "v1-3", "v1-4", "pocket", "pocket-gpu", "pocket-gpu-aga
 def recipe(
     options: RunOptions,
     planned: DryRunOptions,
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME", help="v1-1 to v1-4, pocket, pocket-gpu or pocket-gpu-again.", show_default=False
-        ),
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="v1-1 to v1-4, pocket, pocket-gpu or pocket-gpu-again.")],
     stage: Annotated[
         str | None,
         run_option(
