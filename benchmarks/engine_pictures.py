@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from sfumato.engines.registry import start
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.unet import UNet
 from sfumato.models.unet_inputs import UNetInputs
+from sfumato.pictures.pixels import psnr
 
 STEPS, GUIDANCE = 20, 7.5
 
@@ -40,11 +42,6 @@ def picture(engine: Engine, latents: Tensor, context: Tensor) -> Tensor:
     return engine.decode(x / x.std())[0]
 
 
-def psnr(found: Tensor, expected: Tensor) -> float:
-    span = expected.max() - expected.min()
-    return (20 * torch.log10(span) - 10 * torch.log10(torch.mean((found - expected) ** 2))).item()
-
-
 def compare(unet: UNet, autoencoder: Autoencoder, names: Sequence[str]) -> None:
     latents, times, context = guided_inputs()
     scale = unet(latents[:1], times[:1], context[:1]).std()
@@ -53,10 +50,10 @@ def compare(unet: UNet, autoencoder: Autoencoder, names: Sequence[str]) -> None:
     expected = picture(start("eager", unet, autoencoder), latents, context)
     for name in names:
         engine = start(name, unet, autoencoder)
-        print(
-            f"{engine.name}: {psnr(picture(engine, latents, context), expected):.1f} dB after {STEPS} steps at "
-            f"{8 * SIDE}×{8 * SIDE}"
+        likeness = psnr(
+            picture(engine, latents, context).numpy(), expected.numpy(), span=float(np.ptp(expected.numpy()))
         )
+        print(f"{engine.name}: {likeness:.1f} dB after {STEPS} steps at {8 * SIDE}×{8 * SIDE}")
 
 
 def main(names: Sequence[str] = ()) -> None:

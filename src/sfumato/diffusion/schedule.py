@@ -82,7 +82,9 @@ def make_schedule(
         raise InvalidRequest(f"steps {steps} must be from 1 to {noise.num_train_timesteps}")
     notes: list[str] = []
     extra = 1 if sampler in rules.discards_penultimate and steps < noise.num_train_timesteps else 0
-    points = _falling(SPACING_RULES[spacing](Choice(noise, info, rules, steps + extra, notes)), noise, notes)
+    points = _strictly_falling_sigmas(
+        SPACING_RULES[spacing](Choice(noise, info, rules, steps + extra, notes)), noise, notes
+    )
     if extra:
         points = points[:-1]
     final = noise.sigma_min if info.final == "first" else 0.0
@@ -124,7 +126,7 @@ def _initial_scale(info: SamplerInfo, spacing: str, rules: Profile, sigma: float
     return variance if info.grid == "logsnr" or spacing == "leading" else sigma
 
 
-def _falling(points: Iterable[Point], noise: NoiseSchedule, notes: list[str]) -> list[Point]:
+def _strictly_falling_sigmas(points: Iterable[Point], noise: NoiseSchedule, notes: list[str]) -> list[Point]:
     """Clip timesteps to the last one, then drop points that don't lower σ."""
     last = noise.num_train_timesteps - 1
     kept: list[Point] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,12 +83,13 @@ def pixels_sha256(pixels: Pixels) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-def psnr(a: Pixels, b: Pixels) -> float:
-    """Peak signal-to-noise ratio in dB of two 8-bit pictures of one size; infinite when they are identical."""
+def psnr(a: NDArray[Any], b: NDArray[Any], span: float = 255.0) -> float:
+    """Peak signal-to-noise ratio in dB of two pictures (H, W, 3), or any arrays of one size, whose values lie within
+    `span`; infinite where they are equal. `InvalidRequest` for two sizes."""
     if a.shape != b.shape:
         raise InvalidRequest(f"pictures of {_size(a)} and {_size(b)} pixels can't be compared: give two of one size")
     mean_square = float(np.mean(np.square(a.astype(np.float64) - b)))
-    return math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square)
+    return math.inf if mean_square == 0 else 10 * math.log10(span**2 / mean_square)
 
 
 def _size(pixels: Pixels) -> str:

@@ -89,11 +89,11 @@ def test_a_prompts_seed_is_its_own_and_the_same_in_every_cell(whole: Path) -> No
 
 def test_shards_make_up_the_whole(model: Path, pipeline: Pipeline, whole: Path, tmp_path: Path) -> None:
     plan = plan_for(model, tmp_path)
-    painted = [
+    generated = [
         generate_missing(tmp_path, plan, PROMPTS, shard=parse_shard(text), load=lambda _: pipeline)
         for text in ("2/3", "3/3")
     ]
-    assert painted == [4, 2]
+    assert generated == [4, 2]
     assert missing(tmp_path, plan, plan.cells[0]) == [0, 3]
     with pytest.raises(InvalidRequest, match="2 of 5 pictures are not painted yet"):
         read_pictures(tmp_path, plan, plan.cells[0])

@@ -329,16 +329,16 @@ def test_scores_by_category() -> None:
 
 def test_a_copy_is_nearer_than_training_pictures_are_to_each_other() -> None:
     training = feature_rows(200, 24, 1)
-    painted = np.concatenate([training[[17]] * 1.001, feature_rows(200, 24, 2)])
-    found = nearest(painted, training, 3)
+    generated = np.concatenate([training[[17]] * 1.001, feature_rows(200, 24, 2)])
+    found = nearest(generated, training, 3)
     assert found.indices[0, 0] == 17
     assert found.cosines[0, 0] == pytest.approx(1.0)
     assert found.copies[0]
     assert 0.01 < found.copies[1:].mean() < 0.1  # new ones of the same kind: as the 95 % promise
-    brute = painted @ training.T / np.linalg.norm(painted, axis=1)[:, None] / np.linalg.norm(training, axis=1)
+    brute = generated @ training.T / np.linalg.norm(generated, axis=1)[:, None] / np.linalg.norm(training, axis=1)
     np.testing.assert_allclose(found.cosines, -np.sort(-brute, axis=1)[:, :3])
     with pytest.raises(InvalidRequest, match="ask for fewer"):
-        nearest(painted, training, 200)
+        nearest(generated, training, 200)
 
 
 class Words:

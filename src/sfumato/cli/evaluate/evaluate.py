@@ -34,7 +34,7 @@ from sfumato.cli.evaluate.evaluate_options import (
     statistics_files,
 )
 from sfumato.cli.evaluate.evaluate_probe import probe
-from sfumato.cli.options.flags import LOAD_FLAGS, Given, Json, Overwrite
+from sfumato.cli.options.flags import LOAD_FLAGS, FlagValues, Json, Overwrite
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json, write_line
 from sfumato.cli.terminal.progress_bar import tracking
@@ -146,7 +146,7 @@ On = Annotated[
 @evaluate.command()
 @with_options(given=LOAD_FLAGS)
 def run(
-    given: Given,
+    given: FlagValues,
     folder: Folder,
     model: ModelsArgument,
     prompts: Prompts = None,
@@ -242,7 +242,7 @@ def report(
 @evaluate.command("reproduce-card")
 @with_options(given=LOAD_FLAGS)
 def reproduce_card(
-    given: Given,
+    given: FlagValues,
     model: Annotated[list[str], typer.Argument(metavar="MODEL…", help="v1-4, say; several are several curves.")],
     prompts: Prompts,
     reference: Reference = None,

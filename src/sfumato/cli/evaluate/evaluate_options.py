@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.options.flags import Given
+from sfumato.cli.options.flags import FlagValues
 from sfumato.errors import InvalidRequest
 from sfumato.files import user_path
 
@@ -72,7 +72,7 @@ Steps = Annotated[str | None, typer.Option(metavar="A,B,…", help="Steps, if no
 Examples = Annotated[int, typer.Option(metavar="N", help="Prompts whose pictures the page shows.")]
 
 
-def loading_options(given: Given) -> LoadOptions:
+def loading_options(given: FlagValues) -> LoadOptions:
     """Read how to load the models, from flags, environment and files; torch gets the threads they say."""
     from sfumato.cli.options.settings import read_settings
 

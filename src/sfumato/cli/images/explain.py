@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from sfumato.cli.options.flags import REQUEST_FLAGS, Given, Json
+from sfumato.cli.options.flags import REQUEST_FLAGS, FlagValues, Json
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import facts, stdout_console, table, write_json, write_line
@@ -21,7 +21,7 @@ _ENDS = 20
 
 
 @with_options(given=_FLAGS)
-def explain(given: Given, as_json: Json = False) -> None:
+def explain(given: FlagValues, as_json: Json = False) -> None:
     """Say what a sampler, steps, spacing and profile do: timesteps, sigmas, UNet calls, and each profile's way.
 
     sfumato explain --sampler plms --steps 7

@@ -14,7 +14,7 @@ import typer
 
 from sfumato.cli.images.loading import Models
 from sfumato.cli.images.prompts import requests_for
-from sfumato.cli.options.flags import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Out, Overwrite
+from sfumato.cli.options.flags import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, FlagValues, Json, Out, Overwrite
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_json, write_line
@@ -43,7 +43,7 @@ class Made:
 
 @with_options(given=(*REQUEST_FLAGS, *RUN_FLAGS))
 def generate(
-    given: Given,
+    given: FlagValues,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to paint.")] = None,
     count: Annotated[
         int, typer.Option("--count", "-c", metavar="N", help="Pictures of each prompt.", rich_help_panel=PICTURE)

@@ -8,7 +8,7 @@ import typer
 
 from sfumato.cli.images.generate import generations, shortened
 from sfumato.cli.images.loading import Models
-from sfumato.cli.options.flags import PICTURE, REQUEST_FLAGS, RUN_FLAGS, Given, Json, Out, Overwrite
+from sfumato.cli.options.flags import PICTURE, REQUEST_FLAGS, RUN_FLAGS, FlagValues, Json, Out, Overwrite
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_json, write_line
@@ -17,7 +17,7 @@ from sfumato.cli.terminal.progress_bar import tracking
 
 @with_options(given=(*REQUEST_FLAGS, *RUN_FLAGS))
 def grid(
-    given: Given,
+    given: FlagValues,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")],
     x: Annotated[
         str,

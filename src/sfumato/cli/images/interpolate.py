@@ -14,7 +14,7 @@ from sfumato.cli.options.flags import (
     PICTURE,
     REQUEST_FLAGS,
     RUN_FLAGS,
-    Given,
+    FlagValues,
     Json,
     Out,
     Overwrite,
@@ -30,7 +30,7 @@ _RUN = tuple(flag for flag in RUN_FLAGS if flag.name not in ("batch_size", "dete
 
 @with_options(given=(*_FLAGS, *_RUN))
 def interpolate(
-    given: Given,
+    given: FlagValues,
     first: Annotated[str, typer.Argument(metavar="PROMPT_A", help="Where it starts.")],
     last: Annotated[str, typer.Argument(metavar="PROMPT_B", help="Where it ends.")],
     frames: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.images.loading import Models
-from sfumato.cli.options.flags import IMAGES, MODEL, OUTPUT, RUN_FLAGS, Given, Json
+from sfumato.cli.options.flags import IMAGES, MODEL, OUTPUT, RUN_FLAGS, FlagValues, Json
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_json, write_line
@@ -28,7 +28,7 @@ _WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in _NAMES)
 
 @with_options(given=_WHERE)
 def replay(
-    given: Given,
+    given: FlagValues,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture sfumato made.")],
     init_image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The picture it started from.", rich_help_panel=IMAGES)

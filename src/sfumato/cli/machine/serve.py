@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli.options.flags import RUN_FLAGS, Given
+from sfumato.cli.options.flags import RUN_FLAGS, FlagValues
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_line
@@ -23,7 +23,7 @@ _WORKER = tuple(flag for flag in RUN_FLAGS if flag.name in _NAMES)
 
 @with_options(given=_WORKER)
 def serve(
-    given: Given,
+    given: FlagValues,
     host: Annotated[
         str | None,
         typer.Option(
@@ -51,8 +51,7 @@ def serve(
         typer.Option(metavar="FILE", help="A key a line; SFUMATO_API_KEY is one more.", rich_help_panel=_ACCESS),
     ] = None,
     allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A name it may be asked under.", rich_help_panel=_ACCESS),
+        list[str] | None, typer.Option(metavar="NAME", help="A name it may be asked under.", rich_help_panel=_ACCESS)
     ] = None,
     public_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Its address before a proxy.", rich_help_panel=_ACCESS)
@@ -84,7 +83,7 @@ def serve(
     run_server(settings, _worker(given, fake), on_address=lambda url: write_line(f"serving on {url}"))
 
 
-def _worker(given: Given, fake: float | None) -> list[str]:
+def _worker(given: FlagValues, fake: float | None) -> list[str]:
     """The command of the worker: the one that generates, or the one of the tests."""
     if fake is not None:
         return [sys.executable, "-m", "sfumato.serve.workers.fake_worker", "{socket}", str(fake)]

@@ -22,7 +22,7 @@ PANELS = (PICTURE, SAMPLING, IMAGES, MODEL, OUTPUT)
 SafetyPolicy = Literal["off", "flag", "blur", "block"]
 SAFETY_POLICIES: tuple[SafetyPolicy, ...] = get_args(SafetyPolicy)
 
-Given = Mapping[str, str]
+FlagValues = Mapping[str, str]
 """Flags that were on the command line: name in snake case → text ("true" or "false" for switches)."""
 
 

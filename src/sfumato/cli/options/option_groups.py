@@ -14,7 +14,7 @@ def with_options(**groups: type | Sequence[Flag]) -> Callable[[Callable[..., Non
     """Give a command groups of options, each handed to its parameter of that name.
 
     A dataclass, whose fields are Typer's parameters, `Annotated[type, typer.Option(…)] = default`, gives one of it with
-    what was given. Flags give one mapping, `Given`, of those that were used, and help shows all in the order of panels.
+    what was given. Flags give one mapping, `FlagValues`, of those used, and help shows all in the order of panels.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

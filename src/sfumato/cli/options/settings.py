@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.choices import check_choice
-from sfumato.cli.options.flags import SAFETY_POLICIES, Given, SafetyPolicy
+from sfumato.cli.options.flags import SAFETY_POLICIES, FlagValues, SafetyPolicy
 from sfumato.cli.terminal.output_lines import write_note
 from sfumato.errors import InvalidConfig, InvalidRequest
 from sfumato.modelfiles.load_options import LoadOptions, check_kinds, field_kinds, option_value
@@ -129,7 +129,7 @@ def _naming_origin(origins: Mapping[str, str]) -> Iterator[None]:
 
 
 def read_settings(
-    given: Given, *, environment: Mapping[str, str] | None = None, folder: Path | None = None
+    given: FlagValues, *, environment: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> Settings:
     """Read everything that was set, the strongest source winning value by value.
 
