@@ -78,7 +78,8 @@ def retrieval(pictures: Tensor, captions: Tensor, *, candidates: int = 100, seed
     """How well N pictures find their captions: embeddings (N, D) each, the caption of each picture in its row.
 
     Every picture chooses among its own caption and others drawn from the rest (all of them where there are fewer); a
-    tie with another caption counts against it. Chance is 1 / candidates.
+    tie with another caption counts against it. Chance is 1 / candidates. Raises `InvalidRequest` for fewer than two
+    pictures, or not as many captions.
     """
     count = len(pictures)
     if count < 2 or len(captions) != count:

@@ -111,7 +111,8 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """As `atomic_write`, for programs that want a path to write to: gives that of the hidden file, not made yet."""
+    """Write a file whole or not at all, as `atomic_write`, by a program that wants a path: give that of the hidden
+    file, not made yet."""
     _refuse_existing(path, overwrite)
     temporary = _temporary(path)
     try:

@@ -67,7 +67,7 @@ def parse_object(text: str, *, where: str) -> dict[str, Any]:
 
 
 def _check_depth(value: dict[str, Any], where: str) -> None:
-    """So that whoever walks or prints the values later can't run out of stack."""
+    """Refuse values nested so deeply that whoever walks or prints them would run out of stack."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         if not level:

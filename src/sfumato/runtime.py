@@ -78,7 +78,10 @@ def is_nvidia(device: torch.device) -> bool:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on a CPU (exact, and half precision is slow there) and float16 elsewhere."""
+    """Resolve a dtype's name; `auto` is float32 on a CPU (exact, and half precision is slow there), float16 elsewhere.
+
+    Raises `InvalidRequest` for an unknown name.
+    """
     import torch
 
     if name == "auto":

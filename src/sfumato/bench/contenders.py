@@ -33,7 +33,7 @@ class Contender:
     compiled: bool = False
 
     def missing(self) -> str:
-        """What to do before it can run here, "" where it can."""
+        """What to do before the contender can run here, "" where it can."""
         lacking = [name for name in self.packages if importlib.util.find_spec(name) is None]
         return f"pip install 'sfumato[{self.extra}]'" if lacking else ""
 

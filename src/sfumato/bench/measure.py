@@ -229,7 +229,8 @@ def _warm(model: Path) -> None:
 
 
 def _too_large(model: Path, contenders: int) -> bool:
-    """Whether all of them at once wouldn't fit: each holds the weights in float32 at most twice, and some gigabyte."""
+    """Whether all contenders at once wouldn't fit: each holds the weights in float32 at most twice, and some
+    gigabyte."""
     files = [model] if model.is_file() else [file for file in model.rglob("*") if file.is_file()]
     needed = contenders * (1.5 * sum(file.stat().st_size for file in files) + 1e9)
     import torch

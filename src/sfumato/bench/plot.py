@@ -28,7 +28,8 @@ def check_format(suffix: str) -> None:
 
 
 def plot(document: Mapping[str, Any], suffix: str) -> bytes:
-    """Draw the bytes of an image of a benchmark's JSON document. Raises as `check_format` does."""
+    """Draw the bytes of an image of a benchmark's JSON document. Raises as `check_format` does, and
+    `InvalidRequest` where no contender was measured."""
     check_format(suffix)
     from matplotlib import rc_context
     from matplotlib.figure import Figure

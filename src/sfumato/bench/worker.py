@@ -82,7 +82,8 @@ def _contender(name: str, plan: Plan, model: Path, answer: Path, began: float) -
     warm = {"step"} if plan.device == "cpu" else set()
 
     def first_step() -> Answer:
-        """Its time counts from the process's start, without what it may have waited since it has loaded."""
+        """Take the first step. Its time counts from the process's start, without what it may have waited since it has
+        loaded."""
         began_step = time.perf_counter()
         runner.steps(1)
         stepped = time.perf_counter()

@@ -141,8 +141,8 @@ class StableDiffusionPipeline(_Pipeline):
         guidance_rescale: float = 0.0,
         **options: object,
     ) -> Output:
-        """One or several prompts; sizes in pixels default to the model's. `latents` (B, C, h, w) is unit noise in the
-        place of the generator's. `options` are those of `CallOptions`. Raises `InvalidRequest`.
+        """Make pictures of one or several prompts; sizes in pixels default to the model's. `latents` (B, C, h, w) is
+        unit noise in the place of the generator's. `options` are those of `CallOptions`. Raises `InvalidRequest`.
         """
         return self._run(
             prompt,

@@ -128,7 +128,7 @@ class LoadedPipeline:
 
     @classmethod
     def from_pipe(cls, pipe: LoadedPipeline) -> Self:
-        """The same model and scheduler under this class."""
+        """Give another pipeline's model and scheduler this class."""
         return cls(**pipe.components)
 
     @property
@@ -149,7 +149,7 @@ class LoadedPipeline:
 
     @property
     def safety_checker(self) -> Path | None:
-        """The folder of the checker in use; assign None to turn it off."""
+        """The folder of the checker in use; assign None to turn it off (anything else raises `InvalidRequest`)."""
         return None if self.pipeline.safety == "off" else self.pipeline.model.safety_checker
 
     @safety_checker.setter

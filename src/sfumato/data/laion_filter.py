@@ -43,8 +43,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 class Rules:
     """What a row must fulfil; None is no rule. A row that has no value where a rule needs one doesn't fulfil it.
 
-    `min_side` pixels in width and in height; an aesthetics score above one number or from another one on; a
-    probability of a watermark, and of being unsafe, below; a similarity of picture and text above.
+    `min_side` pixels in width and in height; an aesthetics score above one number or from another one on; a probability
+    of a watermark, and of being unsafe, below; a similarity of picture and text above. Wrong values raise
+    `InvalidRequest`.
     """
 
     min_side: int | None = None

@@ -40,7 +40,8 @@ class MomentsSpec:
     """All that decides the bytes, but for the data set. Hashes are SHA-256.
 
     `autoencoder` is that of the encoder's weights, `tokenizer` that of the tokenizer whose ids are stored beside the
-    captions, "" where there are none. `batch` and `precision` change the last bits only.
+    captions, "" where there are none. `batch` and `precision` change the last bits only. Wrong values raise
+    `InvalidRequest`.
     """
 
     autoencoder: str

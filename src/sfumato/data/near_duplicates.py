@@ -41,7 +41,8 @@ def without_near_duplicates(hashes: Sequence[Hash], most: int) -> list[int]:
     """The numbers of those that differ by more than `most` bits from every earlier one kept, in order.
 
     Exact, and not quadratic unless many are alike: of most + 1 bands of bits two hashes that close agree in one, so
-    that only those need be compared (Manku, Jain and Das Sarma 2007).
+    that only those need be compared (Manku, Jain and Das Sarma 2007). Raises `InvalidRequest` for a `most` no hashes
+    can differ by.
     """
     if not 0 <= most < BITS:
         raise InvalidRequest(f"near-duplicates differ by 0 to {BITS - 1} bits, not {most}")

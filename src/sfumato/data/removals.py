@@ -20,7 +20,7 @@ class Removals:
     hashes: frozenset[str] = frozenset()
 
     def name(self, record: Record) -> bool:
-        """Whether a sample is meant: by its fields `url` and `sha256`, as img2dataset writes them."""
+        """Whether a sample is to be removed: by its fields `url` and `sha256`, as img2dataset writes them."""
         return record.fields.get("url") in self.addresses or record.fields.get("sha256") in self.hashes
 
 

@@ -49,7 +49,7 @@ class ShardOptions:
 
     `quality` encodes pictures anew as WebP (0 to 100, 101 is lossless); None copies them. Of pictures whose perceptual
     hashes differ by at most `near_duplicates` bits the first is kept; None keeps all. `bucket_side` puts pictures of
-    like shape together, in folders named by the size they are to be trained at.
+    like shape together, in folders named by the size they are to be trained at. Wrong values raise `InvalidRequest`.
     """
 
     name: str = "shard"

@@ -102,7 +102,8 @@ def parse_fields(data: bytes, name: str) -> dict[str, Any]:
 
 
 def captions_among(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """The captions in a sample's fields: `captions` (a list), `caption` or `text`. Blank ones don't count."""
+    """The captions in a sample's fields: `captions` (a list), `caption` or `text`. Blank ones don't count. Raises
+    `DataError` for one that is no text."""
     found: list[str] = []
     for field in CAPTION_FIELDS:
         value = fields.get(field)
@@ -114,7 +115,8 @@ def captions_among(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def captions_in_lines(data: bytes, name: str) -> tuple[str, ...]:
-    """The captions in a text file, one a line. Blank lines don't count."""
+    """The captions in a text file, one a line. Blank lines don't count. Raises `DataError` for bytes that are not
+    UTF-8."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -45,7 +45,8 @@ def as_stored(dataset: StoredDataset) -> Encode:
 
 
 def as_webp(dataset: Dataset, quality: int) -> Encode:
-    """Pictures encoded anew as WebP, lossy at a quality of 0–100, lossless at 101."""
+    """Pictures encoded anew as WebP, lossy at a quality of 0–100, lossless at 101. Raises `InvalidRequest` for another
+    quality."""
     if not 0 <= quality <= 101:
         raise InvalidRequest(f"WebP quality {quality} must lie between 0 and 100, or be 101 for lossless")
 

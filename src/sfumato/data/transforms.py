@@ -33,7 +33,8 @@ def on_background(picture: Image.Image, colour: Colour = WHITE) -> Image.Image:
 def resized(picture: Image.Image, width: int, height: int, kernel: Kernel = "lanczos") -> Image.Image:
     """The picture at that size; its proportions are not kept. "area" is the mean of what each pixel covers.
 
-    Pixels are weighted by their opacity: the colour hidden under transparency never shows at an edge.
+    Pixels are weighted by their opacity: the colour hidden under transparency never shows at an edge. Raises
+    `InvalidRequest` for an unknown kernel.
     """
     if kernel not in _KERNELS:
         raise InvalidRequest(f"kernel {kernel!r} is unknown: use {' or '.join(_KERNELS)}")
@@ -67,7 +68,7 @@ def to_pixels(picture: Image.Image) -> Pixels:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
     """What is done to a picture before it is encoded for good: laid on white, scaled until it just covers
-    width × height pixels, and cut to that from the middle."""
+    width × height pixels, and cut to that from the middle. Wrong values raise `InvalidRequest`."""
 
     width: int
     height: int

@@ -20,7 +20,8 @@ _FLOOR = 2.0**-24
 class NoiseSchedule:
     """The training process: β for each timestep, and what follows from it, in float64.
 
-    Fields carry the names and defaults of diffusers' `scheduler_config.json` as Stable Diffusion v1 fills them.
+    Fields carry the names and defaults of diffusers' `scheduler_config.json` as Stable Diffusion v1 fills them. Wrong
+    values raise `InvalidConfig`.
     """
 
     num_train_timesteps: int = 1000

@@ -53,7 +53,7 @@ class SamplerInfo:
 
     @property
     def stochastic(self) -> bool:
-        """Whether it always draws noise while it runs (DDIM does so only with η > 0)."""
+        """Whether the sampler always draws noise while it runs (DDIM does so only with η > 0)."""
         return self.noise != "none" and not self.takes_eta
 
     @property

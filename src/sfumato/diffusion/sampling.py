@@ -103,7 +103,7 @@ def enter(plan: Plan, noise: Tensor, latents: Tensor | None = None) -> Tensor:
     """The state to start from, (B, C, h, w) float32: scaled unit `noise`, or `latents` of a picture noised with it.
 
     A plan with `strength` takes `latents`; inpainting at strength 1 starts from noise alone in diffusers: leave
-    `latents` out there.
+    `latents` out there. Raises `InvalidRequest` where the plan needs `latents` and gets none.
     """
     if latents is None:
         if plan.start:

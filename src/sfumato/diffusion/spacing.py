@@ -118,7 +118,7 @@ def _k_diffusion(choice: Choice) -> list[Point]:
 
 
 def _ramp(steps: int) -> list[float]:
-    """From 0 to 1 in `steps` values."""
+    """Values from 0 to 1, `steps` of them."""
     return [i / (steps - 1) for i in range(steps)] if steps > 1 else [0.0]
 
 

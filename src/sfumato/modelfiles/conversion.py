@@ -54,7 +54,7 @@ def convert(
     single file has no place for one. `vae` and `ema` choose as in `open_model`. `variant` "fp16" or "bf16" writes a
     folder's weights in that dtype under its name (`….fp16.safetensors`); `max_shard_size`, in bytes, splits its larger
     weight files. The destination appears whole or not at all; `overwrite` replaces a file or a model's
-    folder. Raises what opening and writing raise.
+    folder. Raises what opening and writing raise, and `InvalidRequest` for a `max_shard_size` that can't be.
     """
     if max_shard_size is not None and (layout != "diffusers" or max_shard_size < 1):
         raise InvalidRequest(f"max_shard_size {max_shard_size} must be 1 or more, and the layout diffusers")

@@ -179,7 +179,8 @@ def _check_model(location: ModelLocation) -> None:
 def remove(name: str, *, delete_files: bool = False) -> int:
     """Forget a model; with `delete_files` also delete what `pull` downloaded. Returns the bytes freed.
 
-    Files that were only added are the user's and are never deleted. Raises `ModelNotFound` or `InvalidRequest`.
+    Files that were only added are the user's and are never deleted. Raises `ModelNotFound`, `InvalidRequest` or
+    `OutputError`.
     """
     records = read_records()
     if name not in records:
@@ -270,7 +271,7 @@ def _from_record(record: Record) -> ModelLocation:
 
 
 def _has_revision(location: ModelLocation, revision: str | None) -> bool:
-    """Only what came from the Hub has revisions."""
+    """Whether a model is at this revision, or has none because it isn't from the Hub."""
     return revision is None or location.hub_id is None or location.revision == revision
 
 

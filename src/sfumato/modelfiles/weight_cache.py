@@ -44,7 +44,7 @@ class WarmPart:
 
 
 def warm_folder() -> Path:
-    """Where the entries are."""
+    """The folder of the cache's entries."""
     return cache_folder() / "warm"
 
 
@@ -66,7 +66,7 @@ def warm(path: Path, *, dtype: torch.dtype, vae: Path | None = None, ema: bool =
 
 
 def is_copied(part: Part[Any], dtype: torch.dtype) -> bool:
-    """Whether loading it in this dtype makes a copy of most of it: what can't be used where it lies in the file."""
+    """Whether loading a part in this dtype makes a copy of most of it: what can't be used where it lies in the file."""
     copied = sum(part.checkpoint.tensors[e.theirs].nbytes for e in part.entries if _copies(part.checkpoint, e, dtype))
     return 2 * copied > sum(part.checkpoint.tensors[e.theirs].nbytes for e in part.entries)
 

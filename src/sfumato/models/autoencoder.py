@@ -73,7 +73,7 @@ class AutoencoderConfig:
 
     @classmethod
     def from_published(cls, values: Mapping[str, Any]) -> Self:
-        """From diffusers' `vae/config.json`."""
+        """The config in diffusers' `vae/config.json`. Raises `InvalidConfig`."""
         require_fields("autoencoder", values, ("block_out_channels", "latent_channels"))
         require_values("autoencoder", values, _FIXED)
         channels = require_list("autoencoder", "block_out_channels", values["block_out_channels"])
@@ -294,7 +294,8 @@ DIFFUSERS = Layout(
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> AutoencoderConfig:
-    """The config from the names and shapes of a diffusers file without one beside it. 32 norm groups are assumed."""
+    """The config from the names and shapes of a diffusers file without one beside it. 32 norm groups are assumed.
+    Raises `CheckpointError` for an incomplete file."""
     levels = sum(f"encoder.down_blocks.{i}.resnets.0.conv2.weight" in shapes for i in range(len(shapes)))
     try:
         return AutoencoderConfig(

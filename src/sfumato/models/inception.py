@@ -244,8 +244,8 @@ class Inception(nn.Module):
 
 
 def load_inception(path: Path) -> Inception:
-    """From the file that pytorch-fid or torch-fidelity downloads (`…inception-2015-12-05-6726825d.pth`), or any with
-    its names. The classifier isn't needed. `CheckpointError` names what is missing or mis-shaped."""
+    """Load the file that pytorch-fid or torch-fidelity downloads (`…inception-2015-12-05-6726825d.pth`), or any with
+    its names. The classifier isn't needed. Raises `CheckpointError` naming what is missing or mis-shaped."""
     with empty_modules():
         model = Inception().eval().requires_grad_(False)
     layout = Layout(

@@ -14,7 +14,7 @@ from sfumato.models.config_checks import divisible, flags, positive, require_fie
 class UNetConfig:
     """Shape of the denoiser; defaults are Stable Diffusion v1.
 
-    `attention`, `heads` and `depth` (transformer blocks) have one value a level.
+    `attention`, `heads` and `depth` (transformer blocks) have one value a level. Wrong values raise `InvalidConfig`.
     """
 
     in_channels: Annotated[int, "of the latents; 9 for inpainting"] = 4
@@ -58,7 +58,7 @@ class UNetConfig:
 
     @classmethod
     def from_published(cls, values: Mapping[str, Any]) -> Self:
-        """From diffusers' `unet/config.json`."""
+        """The config in diffusers' `unet/config.json`."""
         require_fields("UNet", values, ("block_out_channels", "down_block_types", "cross_attention_dim"))
         require_values("UNet", values, _FIXED)
         down = require_list("UNet", "down_block_types", values["down_block_types"])

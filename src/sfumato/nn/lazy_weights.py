@@ -96,7 +96,7 @@ def bytes_held(module: nn.Module, *, widened: bool) -> int:
 
 
 def bytes_widened(module: nn.Module) -> int:
-    """What `widen` will take."""
+    """Bytes that `widen` will take."""
     copied = (layer.weight for layer in stored_layers(module) if not _as_torch_has_it(layer.weight))
     return sum(4 * weight.numel() for weight in copied)
 

@@ -65,7 +65,8 @@ def mask_to_latents(mask: Tensor, width: int, height: int) -> Tensor:
 
 
 def fitting_size(size: tuple[int, int], multiple: int = 8) -> tuple[int, int]:
-    """(width, height) of a picture rounded down to multiples, as diffusers sizes a picture nobody gave a size for."""
+    """(width, height) of a picture rounded down to multiples, as diffusers sizes a picture nobody gave a size for.
+    Raises `InvalidRequest` where nothing is left."""
     width, height = (side // multiple * multiple for side in size)
     if not width or not height:
         raise InvalidRequest(
@@ -85,7 +86,7 @@ def pixels_sha256(pixels: Pixels) -> str:
 
 def psnr(a: NDArray[Any], b: NDArray[Any], span: float = 255.0) -> float:
     """Peak signal-to-noise ratio in dB of two pictures (H, W, 3), or any arrays of one size, whose values lie within
-    `span`; infinite where they are equal. `InvalidRequest` for two sizes."""
+    `span`; infinite where they are equal. Raises `InvalidRequest` for two sizes."""
     if a.shape != b.shape:
         raise InvalidRequest(f"pictures of {_size(a)} and {_size(b)} pixels can't be compared: give two of one size")
     mean_square = float(np.mean(np.square(a.astype(np.float64) - b)))

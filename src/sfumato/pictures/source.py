@@ -11,7 +11,8 @@ from sfumato.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSource:
-    """An input picture, named by its content: SHA-256 of the file, size in pixels, and where it was last seen."""
+    """An input picture, named by its content: SHA-256 of the file, size in pixels, and where it was last seen. Wrong
+    values raise `InvalidRequest`."""
 
     sha256: str
     width: int

@@ -118,7 +118,8 @@ def locate(source: ImageSource, beside: Path) -> Path:
     """Where the input picture named in a picture's metadata is; its content must be the same.
 
     Looked for under its relative path and under its name in the folder `beside`. An absolute path isn't followed: the
-    metadata may come from anyone, and on Windows such a path can make the machine log on to theirs.
+    metadata may come from anyone, and on Windows such a path can make the machine log on to theirs. Raises
+    `InvalidRequest` where it isn't there or has changed.
     """
     if source.path is None:
         raise InvalidRequest(f"the input picture {source.sha256[:10]} was given without a file: give it again")

@@ -69,7 +69,7 @@ class Job:
     cancellation: Cancellation
 
     def run(self) -> Generation:
-        """Make all pictures. Raises `Cancelled`, `NumericalError`, `OutOfMemory`, `UnsafeContent`."""
+        """Make all pictures of the job. Raises `Cancelled`, `NumericalError`, `OutOfMemory`, `UnsafeContent`."""
         latents: list[Tensor] = []
         model_calls: list[int] = []
         made: list[Finished] = []

@@ -175,7 +175,7 @@ def _alternatives(shape: Shape) -> Iterator[tuple[Shape, str]]:
 
 @contextmanager
 def memory_errors(request: Request) -> Iterator[None]:
-    """torch's ways of saying that memory ran out, as one error that says what to do."""
+    """Turn torch's ways of saying that memory ran out into one error that says what to do: raises `OutOfMemory`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -77,7 +77,7 @@ def read_provenance(path: Path) -> Provenance | None:
 
 
 def provenance_of(data: bytes, name: str) -> Provenance | None:
-    """`read_provenance` for a file's bytes; `name` is what errors call it."""
+    """Read the provenance in a file's bytes, as `read_provenance` does; `name` is what `InvalidRequest` calls it."""
     with reading(data, name) as picture:
         text = picture.info.get(_PNG_KEY)
         packet = picture.info.get("xmp")

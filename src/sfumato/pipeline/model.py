@@ -58,12 +58,12 @@ class Model:
 
     @property
     def size(self) -> int:
-        """Side in pixels of the pictures it was trained on."""
+        """Side in pixels of the pictures the model was trained on."""
         return self.unet.config.sample_size * self.autoencoder.config.factor
 
     @property
     def inpaints(self) -> bool:
-        """Whether its UNet takes a mask and the masked picture beside the latents (9 channels in v1)."""
+        """Whether the model's UNet takes a mask and the masked picture beside the latents (9 channels in v1)."""
         return self.unet.config.in_channels > self.autoencoder.config.latent_channels
 
     @property

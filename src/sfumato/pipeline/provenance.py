@@ -36,10 +36,10 @@ class Provenance:
 
     `width`, `height` and `pixels_sha256` (`images.pixels_sha256`) are of the finished picture, watermark included;
     `model_sha256` is of the weights; `vae_tiling` is how large pictures pass the autoencoder; `processor` is the kind
-    of CPU or GPU; `torch` and `sfumato` are versions;
-    `safety` is the verdict, `unchecked` where nobody looked; `policy` is what was to happen to a flagged picture;
-    `watermark` is the text hidden in the picture or why there is none; `truncated` is the part of the prompt the model
-    didn't see; `given` names what the caller passed in the place of seed and prompt, with commas between.
+    of CPU or GPU; `torch` and `sfumato` are versions; `safety` is the verdict, `unchecked` where nobody looked;
+    `policy` is what was to happen to a flagged picture; `watermark` is the text hidden in the picture or why there is
+    none; `truncated` is the part of the prompt the model didn't see; `given` names what the caller passed in the place
+    of seed and prompt, with commas between. Wrong values raise `InvalidRequest`.
     """
 
     request: Request
@@ -86,7 +86,8 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Make a record of `to_json`'s text. It may be anyone's: anything missing, unknown or mistyped is refused."""
+        """Make a record of `to_json`'s text. It may be anyone's: raises `InvalidRequest` for anything missing, unknown
+        or mistyped."""
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:

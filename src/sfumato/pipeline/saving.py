@@ -69,7 +69,8 @@ def write_numbered(data: bytes, folder: Path, seed: int, words: str, suffix: str
 
 
 def next_path(folder: Path, seed: int, prompt: str, suffix: str) -> Path:
-    """The name that `write_numbered` uses next. One above the highest number there, so that names sort by age."""
+    """The name that `write_numbered` uses next. One above the highest number there, so that names sort by age. Raises
+    `OutputError` for a folder that can't be listed."""
     try:
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
     except OSError as error:

@@ -77,7 +77,8 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, files: Mapping[str, str], *, folder: str | Path) -> Self:
-        """As `from_folder`, from the files' texts by name; `folder` is what messages call the place they are from."""
+        """Make a tokenizer of its files' texts by name; `folder` is what messages call the place they are from. Raises
+        `InvalidConfig` where they don't fit each other."""
         folder = Path(folder)
         objects = {
             name: parse_object(text, where=str(folder / name)) for name, text in files.items() if name.endswith(".json")

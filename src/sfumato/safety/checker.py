@@ -30,7 +30,8 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 class Concepts:
     """Embeddings (N, D) of what to find, with the cosine each must exceed (N,), all float32 on the CPU.
 
-    The names are the file's: its `…_weights` are the thresholds. Published: 17 concepts, 3 special ones, D = 768.
+    The names are the file's: its `…_weights` are the thresholds. Published: 17 concepts, 3 special ones, D = 768. Other
+    shapes raise `CheckpointError`.
     """
 
     concept_embeds: Tensor
@@ -80,7 +81,7 @@ def verdict(embedding: Tensor, concepts: Concepts) -> Verdict:
 
     A score is round(cosine − threshold + a, 3); above 0 it is a hit. a = 0, and 0.01 from the first special hit on,
     for the special concepts that follow and for all 17 others. Only those 17 flag a picture. In float32 throughout,
-    as diffusers (stable_diffusion/safety_checker.py) computes it.
+    as diffusers (stable_diffusion/safety_checker.py) computes it. Raises `NumericalError` where a score is not finite.
     """
     adjustment = np.float32(0)
     scores: dict[str, np.float32] = {}

@@ -16,7 +16,7 @@ Parallel = Literal["ddp", "fsdp"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """The optimiser and its learning rate over time."""
+    """The optimiser and its learning rate over time. Wrong values raise `InvalidConfig`."""
 
     kind: Annotated[
         OptimizerKind, "adamw (decoupled weight decay), adam, muon (adamw for all but hidden matrices) or adamw8bit"
@@ -42,7 +42,8 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """One stage of training. `batch` samples make one step, whatever `accumulate` splits them into."""
+    """One stage of training. `batch` samples make one step, whatever `accumulate` splits them into. Wrong values raise
+    `InvalidConfig`."""
 
     seed: Annotated[int, "decides the first weights, the order of samples and every draw"] = 0
     steps: Annotated[int, "optimiser steps of the whole stage"] = 1000

@@ -51,7 +51,8 @@ class MappedPages:
 
 
 class MappedFile:
-    """A file mapped into memory, privately: what is written to a view never reaches the file."""
+    """A file mapped into memory, privately: what is written to a view never reaches the file. Raises `CheckpointError`
+    for one that is empty or can't be read."""
 
     __slots__ = ("_streaming", "_views", "path", "size")
 
@@ -113,7 +114,7 @@ class StoredTensor:
 
     @property
     def is_aligned(self) -> bool:
-        """Whether it lies in the file as torch would lay it out in memory."""
+        """Whether the tensor lies in the file as torch would lay it out in memory."""
         return self.start % ALIGNMENT == 0 and self.strides == contiguous_strides(self.info.shape)
 
     def read(self, dtype: torch.dtype | None = None, *, aligned: bool = False) -> Tensor:

@@ -140,7 +140,7 @@ _LARGE = 2**16  # numbers
 
 
 def fill_as_stored(module: nn.Module, entries: Iterable[Entry], checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    """As `fill` on a CPU, with large weights left where they lie in the mapped file, in the file's own dtype.
+    """Fill `module` on a CPU, large weights left where they lie in the mapped file, in the file's own dtype.
 
     Their layers widen them when they run, and give their pages back then until they are told to `keep` them; the rest,
     a few megabytes, is converted to `dtype`.

@@ -45,7 +45,8 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 def read_safetensors(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Read tensors by name, and the file's `__metadata__`. Raises `CheckpointError` naming file and reason."""
+    """Read tensors by name, and the file's `__metadata__`. Raises `CheckpointError` naming file and reason,
+    `UnsafeCheckpoint` where it is beyond the limits."""
     length = int.from_bytes(file.bytes(0, 8), "little")
     if length > MAX_HEADER_BYTES:
         raise UnsafeCheckpoint(f"{file.path}: its header claims {length} bytes; at most {MAX_HEADER_BYTES} are read")
@@ -66,7 +67,8 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[st
 
 
 def bounded_json(text: bytes, *, where: str) -> dict[str, Any]:
-    """Parse the JSON object in `text`, with limits; `where` starts messages. Raises `CheckpointError`."""
+    """Parse the JSON object in `text`, with limits; `where` starts messages. Raises `CheckpointError`,
+    `UnsafeCheckpoint` beyond the limits."""
     if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_HEADER_VALUES:
         raise UnsafeCheckpoint(f"{where} has more than {MAX_HEADER_VALUES} values")
 

@@ -42,7 +42,8 @@ def read_torch_zip(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[str,
 
 
 def read_torch_legacy(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Read the older format: five pickles in a row, then each storage behind its number of elements."""
+    """Read the older format: five pickles in a row, then each storage behind its number of elements. Raises
+    `CheckpointError` or `UnsafeCheckpoint`."""
     program = file.bytes(0, MAX_PICKLE_BYTES)
     machine, magic = _run(file, program, None)
     if magic != _LEGACY_MAGIC:

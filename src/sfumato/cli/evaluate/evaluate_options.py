@@ -84,7 +84,8 @@ def loading_options(given: FlagValues) -> LoadOptions:
 def networks(
     *, inception: Path | None, clip: Path | None, efficientnet: bool, preference: list[Path] | None = None
 ) -> list[Network]:
-    """The networks asked for, loaded. Each raises as its loader does where its file isn't there."""
+    """The networks asked for, loaded. Each raises as its loader does where its file isn't there, and
+    `InvalidRequest` is raised where two have one name."""
     made: list[Network] = []
     if inception is not None:
         from sfumato.report.features.inception_features import InceptionFeatures

@@ -92,7 +92,8 @@ def destination(
 def animation_destination(out: str, *, fps: float, overwrite: bool) -> Destination:
     """Where a moving picture goes: the file `out` names, or, as WebP, the folder it is.
 
-    Raises as `destination` does, and what `save_animation` would only find out when all frames are made.
+    Raises as `destination` does, and what `save_animation` would only find out when all frames are made:
+    `InvalidRequest` for another format or speed.
     """
     path, is_folder = _place(out)
     suffix = ".webp" if is_folder else path.suffix.lower()
@@ -131,7 +132,8 @@ def check_free(file: Path, overwrite: bool) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Find out now what would only come out when the picture is finished. Nothing is made here."""
+    """Find out now what would only come out when the picture is finished. Nothing is made here. Raises
+    `OutputError`."""
     nearest = folder
     while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent

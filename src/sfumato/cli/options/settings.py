@@ -33,6 +33,7 @@ class RunSettings:
     """How a model is loaded and its pictures are handed out: what isn't in a `Request`.
 
     `deterministic` runs one picture at a time, whatever `options` says. `threads` None leaves torch its own number.
+    Wrong values raise `InvalidRequest`.
     """
 
     options: LoadOptions = field(default_factory=LoadOptions)

@@ -98,7 +98,8 @@ def write_config(config: object) -> None:
 
 
 def given_config(kind: type[T], file: Path | None, out: Path, command: str) -> T:
-    """The config in the file, or the one that the run in `out` was begun with."""
+    """The config in the file, or the one that the run in `out` was begun with. Raises `InvalidConfig` where there is
+    neither."""
     from sfumato.toml_files import read_config
     from sfumato.train.run_folder import CONFIG, is_run
 
@@ -111,7 +112,7 @@ def given_config(kind: type[T], file: Path | None, out: Path, command: str) -> T
 
 
 def needed_data(data: Path | None) -> Path:
-    """The folder to learn from."""
+    """The folder to learn from. Raises `InvalidRequest` where none is given."""
     if data is None:
         raise InvalidRequest("there is nothing to learn from: give --data FOLDER with pictures and captions, or shards")
     return data

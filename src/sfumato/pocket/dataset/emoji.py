@@ -43,7 +43,7 @@ class Subject:
 
     @property
     def noun(self) -> Noun:
-        """What to call it."""
+        """What to call the subject."""
         return noun(self.label, self.group, self.subgroup)
 
 

@@ -66,7 +66,8 @@ class Style:
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """The package's archive in `folder`, brought there by the npm program unless it is there already."""
+    """The package's archive in `folder`, brought there by the npm program unless it is there already. Raises
+    `MissingExtra` without npm, `DataError` where it fails."""
     path = folder / package.archive
     if not path.is_file():
         npm = shutil.which("npm")

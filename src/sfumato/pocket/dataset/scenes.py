@@ -73,7 +73,8 @@ Part = Literal["train", "held-out"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneMix:
-    """How often each kind is drawn, as weights; `plain` is the share of white backgrounds among all scenes."""
+    """How often each kind is drawn, as weights; `plain` is the share of white backgrounds among all scenes. Wrong
+    values raise `InvalidRequest`."""
 
     single: Annotated[float, "one object in the middle"] = 0.35
     place: Annotated[float, "one object in a half of the picture"] = 0.15
@@ -160,7 +161,7 @@ class SceneSet:
     In each run of `len(subjects)` scenes every subject is the first one once; the second one is a subject of the same
     style, all of them equally often. The part "train" has no combination of which `is_held_out` is true, "held-out"
     has nothing else (and neither counts on white nor single objects on white, which are never held out).
-    Riders and mounts are drawn from the subjects that can be one.
+    Riders and mounts are drawn from the subjects that can be one. Raises `DataError` without a subject.
     """
 
     emoji: Dataset

@@ -71,7 +71,7 @@ class Sprite:
         return width, height
 
     def shows_on(self, colour: Colour) -> bool:
-        """Whether its outline stands out from a background of that colour."""
+        """Whether the sprite's outline stands out from a background of that colour."""
         known = self._shows.get(colour)
         if known is None:
             difference = np.abs(self._outline() - np.array(colour)).max(axis=1)

@@ -18,7 +18,7 @@ _CITATIONS = Path(__file__).parent / "facts" / "citations.bib"
 
 
 def details(facts: CardFacts, traits: ModelTraits) -> str:
-    """What it is: makers, licence, sizes, parts."""
+    """What the model is: makers, licence, sizes, parts."""
     licence = facts.license_name or facts.license
     link = f" ([text](<{facts.license_link}>))" if licence and facts.license_link else ""
     latents = traits.size // traits.factor
@@ -44,12 +44,12 @@ def details(facts: CardFacts, traits: ModelTraits) -> str:
 
 
 def from_scratch(facts: CardFacts) -> bool:
-    """Whether the first of its training runs began with random weights."""
+    """Whether the first of the model's training runs began with random weights."""
     return bool(facts.training) and facts.training[0].start == SCRATCH
 
 
 def use(facts: CardFacts, traits: ModelTraits, call: str) -> str:
-    """How it is run."""
+    """How the model is run."""
     model, prompt = (json.dumps(text, ensure_ascii=False) for text in (call, facts.example_prompt or "a red heart"))
     blocks = [
         f"```python\nimport sfumato\n\npipe = sfumato.load_pipeline({model})\n"
@@ -62,12 +62,12 @@ def use(facts: CardFacts, traits: ModelTraits, call: str) -> str:
 
 
 def intended_use(facts: CardFacts) -> str:
-    """What it is for."""
+    """What the model is for."""
     return _list(facts.intended_use) or f"What its makers mean it for is {UNKNOWN}."
 
 
 def misuse(facts: CardFacts, general: Sequence[str]) -> str:
-    """What it must not be used for; `general` is what holds for any model whose makers don't say."""
+    """What the model must not be used for; `general` is what holds for any model whose makers don't say."""
     if facts.misuse:
         lead = "It must not be used to make, or to spread, what is hostile to people or shuts them out. Among else:"
         return f"{lead}\n\n{_list(facts.misuse)}"
@@ -76,12 +76,12 @@ def misuse(facts: CardFacts, general: Sequence[str]) -> str:
 
 
 def out_of_scope(facts: CardFacts) -> str:
-    """What it can't be used for."""
+    """What the model can't be used for."""
     return _list(facts.out_of_scope) or "A model like this paints what is likely, not what is true: it proves nothing."
 
 
 def limits(facts: CardFacts, traits: ModelTraits) -> str:
-    """What it does badly: what is known, and what follows from its shape."""
+    """What the model does badly: what is known, and what follows from its shape."""
     built_in = [
         f"Its autoencoder is lossy: it keeps a picture with {traits.factor} times fewer pixels a side, and the finest "
         "detail can't be painted.",
@@ -92,7 +92,7 @@ def limits(facts: CardFacts, traits: ModelTraits) -> str:
 
 
 def bias(facts: CardFacts) -> str:
-    """Whom and what it misrepresents."""
+    """Whom and what the model misrepresents."""
     return _list(facts.bias) or (
         f"Its biases are {UNKNOWN}: nobody has said that they were looked for. A model has those of its pictures and "
         "captions."
@@ -100,7 +100,7 @@ def bias(facts: CardFacts) -> str:
 
 
 def safety(facts: CardFacts, traits: ModelTraits) -> str:
-    """Whether anything looks at its pictures."""
+    """Whether anything looks at the model's pictures."""
     here = (
         "These files bring a safety checker, and sfumato uses it."
         if traits.safety_checker
@@ -111,7 +111,7 @@ def safety(facts: CardFacts, traits: ModelTraits) -> str:
 
 
 def training(facts: CardFacts) -> str:
-    """Data with their licences, stages, and how."""
+    """How the model was trained: data with their licences, stages, and how."""
     blocks = []
     if facts.data:
         rows = [
@@ -208,12 +208,12 @@ def estimated(facts: EmissionFacts) -> Estimate:
 
 
 def place(facts: EmissionFacts) -> str | None:
-    """Where it was computed; None where an average stands for a place that nobody noted."""
+    """Where training was computed; None where an average stands for a place that nobody noted."""
     return None if facts.region == "world" else facts.region
 
 
 def provenance(traits: ModelTraits) -> str:
-    """Which files this is about, and how its pictures are marked."""
+    """Which files the card is about, and how their pictures are marked."""
     return "\n\n".join(
         [
             f"This card is about these files and no others (SHA-256; together `{traits.sha256}`):",

@@ -161,7 +161,7 @@ def pue_constant(pue: float | None, given: Source = GIVEN) -> Constant:
 
 
 def equivalents(kg: float | None) -> tuple[Constant, ...]:
-    """What emits, or takes up, as much: amounts, most telling first. Empty where `kg` is unknown."""
+    """Amounts of what emits, or takes up, as much CO2 as `kg`, most telling first. Empty where `kg` is unknown."""
     if kg is None:
         return ()
     vehicle, tree = sources()["epa-vehicle"], sources()["epa-tree"]

@@ -41,7 +41,7 @@ class Side:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of pictures it is, None for a model."""
+        """The folder of pictures this side is, None for a model."""
         path = Path(self.source)
         return path if path.is_dir() and not (path / "unet").is_dir() else None
 

@@ -122,7 +122,7 @@ def labelled(model: str) -> tuple[str, str]:
 def start(folder: Path, plan: Plan, prompts: PromptList) -> None:
     """Put plan and prompts into the folder, or find the same there: a run goes on, it never changes.
 
-    `InvalidRequest` names what differs. Several processes may do so at once.
+    Raises `InvalidRequest` naming what differs, or `OutputError`. Several processes may do so at once.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ def plot(document: Mapping[str, Any], suffix: str, *, y: str | None = None, publ
     """The bytes of a picture of the curves, with error bars; `suffix` decides the format.
 
     `published` puts the card's curves beside (None: where `y` is an FID). They are FID (10k) on CLIP ViT-L/14 and share
-    nothing with a distance on other features: then they get axes of their own. `MissingExtra` without matplotlib.
+    nothing with a distance on other features: then they get axes of their own. Raises `MissingExtra` without
+    matplotlib, `InvalidRequest` for another format.
     """
     if suffix not in FORMATS:
         raise InvalidRequest(f"curves can't be drawn as {suffix!r}: use {', '.join(FORMATS)}")

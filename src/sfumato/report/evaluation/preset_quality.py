@@ -56,7 +56,8 @@ def generate_by_presets(
     clock: Callable[[], float] = time.perf_counter,
     **fields: Any,
 ) -> dict[str, PresetImages]:
-    """Generate prompt i with seed + i by every preset, in turn; `fields` hold for all and win over the presets'."""
+    """Generate prompt i with seed + i by every preset, in turn; `fields` hold for all and win over the presets'. Raises
+    `InvalidRequest` without a prompt."""
     if not prompts:
         raise InvalidRequest("there is nothing to paint: give a prompt")
     made: dict[str, list[Pixels]] = {name: [] for name in presets}

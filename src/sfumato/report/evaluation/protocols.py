@@ -14,7 +14,8 @@ _FOLDER = Path(__file__).parent / "data"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """Every choice that the numbers depend on, apart from model, prompts, reference pictures and networks."""
+    """Every choice that the numbers depend on, apart from model, prompts, reference pictures and networks. Wrong values
+    raise `InvalidConfig`."""
 
     name: Annotated[str, "what reports call it"]
     title: Annotated[str, "what it measures, in a line"] = ""
@@ -42,7 +43,8 @@ def protocol_names() -> tuple[str, ...]:
 
 
 def read_protocol(name: str) -> Protocol:
-    """One that comes with the package, or the one in a TOML file. `InvalidRequest` for a name that is neither."""
+    """Read a protocol that comes with the package, or the one in a TOML file. Raises `InvalidRequest` for a name that
+    is neither, `InvalidConfig` for a wrong file."""
     if name in protocol_names():
         return read_config(Protocol, _FOLDER / f"{name}.toml")
     if not name.endswith(".toml"):

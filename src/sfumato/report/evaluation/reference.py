@@ -58,7 +58,7 @@ def read_reference(folder: Path | None, statistics: Mapping[str, Path], *, side:
 
 
 def read_moments(path: Path) -> Gaussian:
-    """Mean and covariance from an `.npz` file. Nothing in it is run."""
+    """Mean and covariance from an `.npz` file. Nothing in it is run. Raises `InvalidRequest` for other files."""
     read_bounded(path)
     try:
         with np.load(path, allow_pickle=False) as stored:

@@ -37,7 +37,8 @@ Load = Callable[[str], Pipeline]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """Every `of`-th picture, from `index` on (counted from 0): one process's part of a run."""
+    """Every `of`-th picture, from `index` on (counted from 0): one process's part of a run. Raises `InvalidRequest` for
+    an index that isn't below `of`."""
 
     index: int = 0
     of: int = 1
@@ -160,7 +161,8 @@ def _generate_batch(
 
 
 def conditions(folder: Path) -> dict[str, Any]:
-    """What each model's pictures were made with: hash, dtype, device, versions. Empty before the first picture."""
+    """What each model's pictures were made with: hash, dtype, device, versions. Empty before the first picture. Raises
+    `InvalidRequest` where the record can't be read."""
     path = folder / MADE
     try:
         values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

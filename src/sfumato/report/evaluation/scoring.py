@@ -113,7 +113,7 @@ def score_run(
 
 
 def check_reference(networks: Sequence[Network], spaces: Collection[str], *, pictures: bool) -> None:
-    """`InvalidRequest` where a reference, statistics of `spaces` or pictures, would be compared with nothing."""
+    """Raise `InvalidRequest` where a reference, statistics of `spaces` or pictures, would be compared with nothing."""
     others = [network for network in networks if not isinstance(network, Preference)]
     if not others and (spaces or pictures):
         raise InvalidRequest(
@@ -166,7 +166,8 @@ def reference_features(
     *,
     on_pictures: Callable[[int], None] = lambda count: None,
 ) -> References:
-    """The reference pictures in every network's spaces, cached in `folder`."""
+    """The reference pictures in every network's spaces, cached in `folder`. Raises `InvalidRequest` for a single
+    picture."""
     features: Features = {}
     if len(reference.pictures) == 1:
         raise InvalidRequest("the reference is one picture, and no distribution: give the folder of many")
@@ -179,8 +180,9 @@ def reference_features(
 def score(
     features: Features, references: References, texts: NDArray[Any] | None, settings: Settings
 ) -> dict[str, Estimate]:
-    """The metrics of one set of pictures: `frechet/SPACE`, `frechet-infinity/SPACE` and `kid/SPACE` for each space
-    with a reference, `cmmd` and `clip-score` for CLIP's (texts (N, D) of the N pictures)."""
+    """The metrics of one set of pictures: `frechet/SPACE`, `frechet-infinity/SPACE` and `kid/SPACE` for each space with
+    a reference, `cmmd` and `clip-score` for CLIP's (texts (N, D) of the N pictures). Raises `InvalidRequest` where
+    nothing can be scored."""
     found: dict[str, Estimate] = {}
     for space, rows in features.items():
         gaussian, real = references.gaussians.get(space), references.features.get(space)

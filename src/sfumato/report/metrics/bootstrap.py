@@ -35,7 +35,7 @@ def estimate(statistic: Statistic, count: int, *, resamples: int = 200, level: f
 
     Drawn again, a set has fewer different pictures, which moves distances such as FID upwards (Fréchet, by about as
     much as halving the set). So the resamples give the width alone: their quantiles, moved to have their mean at the
-    number itself.
+    number itself. Raises `InvalidRequest` for no pictures, a single resample, or a level outside (0, 1).
     """
     if count < 1:
         raise InvalidRequest("nothing to estimate from: there are no pictures")

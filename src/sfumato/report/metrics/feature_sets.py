@@ -26,7 +26,7 @@ def feature_set(values: NDArray[Any], what: str = "features") -> Floats:
 
 
 def same_width(a: Floats, b: Floats) -> None:
-    """`InvalidRequest` where two sets come from different networks."""
+    """Raise `InvalidRequest` where two sets come from different networks."""
     if a.shape[-1] != b.shape[-1]:
         raise InvalidRequest(
             f"features of {a.shape[-1]} and of {b.shape[-1]} numbers can't be compared: use one network for both"

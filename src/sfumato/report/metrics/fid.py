@@ -35,7 +35,8 @@ class Gaussian:
 
     @classmethod
     def from_moments(cls, mean: NDArray[Any], covariance: NDArray[Any]) -> Self:
-        """Take a mean (D,) and a covariance (D, D), as files of statistics hold them."""
+        """Take a mean (D,) and a covariance (D, D), as files of statistics hold them. Raises `InvalidRequest`
+        where they don't fit, or aren't finite or symmetric."""
         centre, matrix = (np.asarray(values, dtype=np.float64) for values in (mean, covariance))
         if centre.ndim != 1 or matrix.shape != (len(centre), len(centre)):
             raise InvalidRequest(f"a mean of shape {centre.shape} and a covariance of {matrix.shape} don't fit")
@@ -65,6 +66,7 @@ def frechet_infinity(
     pictures, read off at 1/N = 0 (Chong & Forsyth 2020, §4; their `points` and `least`).
 
     Fewer than two `least` pictures are halved instead. It can come out below 0 where the true distance is near 0.
+    Raises `InvalidRequest` for fewer than four pictures or two points.
     """
     rows = feature_set(features)
     smallest = least if 2 * least <= len(rows) else len(rows) // 2

@@ -35,7 +35,8 @@ class Nearest:
 
 
 def nearest(features: NDArray[Any], training: NDArray[Any], count: int = 3) -> Nearest:
-    """Compare features (N, D) with those of the training pictures (M, D), M > `count`, by cosine."""
+    """Compare features (N, D) with those of the training pictures (M, D), M > `count`, by cosine. Raises
+    `InvalidRequest` for fewer training pictures."""
     rows, known = feature_set(features), feature_set(training, "training features")
     same_width(rows, known)
     if not 1 <= count < len(known):

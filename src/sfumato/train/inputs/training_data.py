@@ -23,7 +23,7 @@ MOST_HELD_OUT = 64  # pictures that validation looks at
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Which samples of the data are trained on."""
+    """Which samples of the data are trained on. Wrong values raise `InvalidConfig`."""
 
     held_out: Annotated[int, "of so many pictures one is kept for validation; 0: none. The emoji set has its own"] = 50
     scenes: Annotated[int, "of the emoji set: so many scenes composed of its pictures; 0: the pictures alone"] = 0

@@ -65,7 +65,7 @@ def encoded_now(
 
     With `multiple` those that are trained on keep their shapes as far as sides of such multiples allow; those held out
     are squares all the same. Stopped or killed, it goes on where it was. Raises as `open_pictures` and
-    `encode_moments` do.
+    `encode_moments` do, and `DataError` where all of several shapes are trained on.
     """
     pictures = open_pictures(folder, config, seed)
 

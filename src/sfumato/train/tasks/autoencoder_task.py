@@ -39,7 +39,8 @@ _SHEET = 32  # held-out pictures drawn, each beside its reconstruction
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoencoderLoss:
     """Weights of the terms. Each is a mean over the batch and over its elements, or with `sums` a sum over a picture's,
-    as the reference code has it; there the L1 is 1, LPIPS 1, KL 1e-6 and the adversarial weight 0.5."""
+    as the reference code has it; there the L1 is 1, LPIPS 1, KL 1e-6 and the adversarial weight 0.5. Wrong values raise
+    `InvalidConfig`."""
 
     sums: Annotated[bool, "terms are sums over a picture's elements; they depend on the resolution then"] = False
     l1: Annotated[float, "of |reconstruction - picture|"] = 1.0
@@ -71,7 +72,7 @@ class AutoencoderLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoencoderTraining:
-    """All options of training an autoencoder."""
+    """All options of training an autoencoder. Wrong values raise `InvalidConfig`."""
 
     crop: Annotated[int, "side of the square cut from each picture at random, pixels"] = 256
     first_logvar: Annotated[float, "of the posterior in the first weights: near 0 its noise hides the picture"] = 0.0

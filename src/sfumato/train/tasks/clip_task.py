@@ -42,7 +42,7 @@ class ClipTraining:
     """All options of training an image-text model. Defaults are those of CLIP ViT-L/14.
 
     A caption is compared with the pictures of its process's part of the batch: with run.accumulate parts, or more
-    processes, there are fewer to choose from, and the loss is another one.
+    processes, there are fewer to choose from, and the loss is another one. Wrong values raise `InvalidConfig`.
     """
 
     zoom: Annotated[float, "smallest share of a picture's sides that a training crop shows; 1: the whole"] = 0.9
@@ -67,7 +67,8 @@ class ClipTraining:
 
 class ClipTask:
     """Tell which picture of a batch belongs to which caption. `held_out` samples are for validation only, each with
-    the caption of its own that comes first; their captions must differ."""
+    the caption of its own that comes first; their captions must differ. Raises `InvalidConfig` for a
+    tokenizer with more tokens than the config has."""
 
     def __init__(
         self, config: ClipTraining, dataset: Dataset, tokenizer: Tokenizer, held_out: Sequence[Sample] = ()

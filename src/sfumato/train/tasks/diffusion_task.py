@@ -38,7 +38,8 @@ _PROBES = 8  # noise levels at which a held-out sample is measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusionTraining:
-    """All options of training a latent diffusion model. Defaults are Stable Diffusion v1's."""
+    """All options of training a latent diffusion model. Defaults are Stable Diffusion v1's. Wrong values raise
+    `InvalidConfig`."""
 
     scaling_factor: Annotated[float, "latents are multiplied by it"] = 0.18215
     caption_dropout: Annotated[float, "share of samples trained with an empty caption"] = 0.1

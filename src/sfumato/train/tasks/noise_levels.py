@@ -20,7 +20,7 @@ _CAP = 25.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseConfig:
-    """The noise of training and the weight of its levels."""
+    """The noise of training and the weight of its levels. Wrong values raise `InvalidConfig`."""
 
     prediction: Annotated[Prediction, "what the UNet answers: the noise, or v"] = "epsilon"
     zero_terminal_snr: Annotated[bool, "rescale the schedule so that the last step is pure noise; needs v"] = False
@@ -49,7 +49,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True, slots=True)
 class NoiseLevels:
-    """Of each timestep ᾱ, the probability that it is drawn (as a cumulative sum), and its loss' weight. All (T,)."""
+    """ᾱ of each timestep, its probability to be drawn (as a cumulative sum), and its loss' weight. All (T,)."""
 
     alphas_cumprod: Tensor
     cumulative: Tensor

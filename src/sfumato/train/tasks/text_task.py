@@ -24,7 +24,7 @@ from sfumato.train.tasks.caption_head import CaptionHead
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextTraining:
-    """All options of training a text encoder to predict latents."""
+    """All options of training a text encoder to predict latents. Wrong values raise `InvalidConfig`."""
 
     components: Annotated[int, "principal components of the latents that captions predict"] = 256
     fitted_on: Annotated[int, "samples whose latents decide the components"] = 4096
