@@ -52,6 +52,8 @@ SLOW = frozenset(
         "test_pipeline_shortcuts.py",
         "test_pipeline_text.py",
         "test_provenance_dialects.py",
+        "test_serve_crash.py",
+        "test_serve_worker.py",
         "test_shortcuts.py",
         "test_tiling.py",
         "test_train_autoencoder.py",

@@ -144,21 +144,26 @@ def test_the_list_of_listeners_does_not_grow(tmp_path: Path):
 
 
 def test_sigterm_finishes_the_picture_says_goodbye_and_exits_with_0(tmp_path: Path):
-    server = ServerProcess(tmp_path / "served", seconds=0.1)
-    submit(server, "long", count=50)
+    server = ServerProcess(tmp_path / "served", seconds=0.5)
+    submit(server, "long", count=3)
     with server.client.stream("GET", "/api/events") as reply:
         events = events_of(reply.iter_lines())
         take(events, until=lambda kinds: "progress" in kinds)
         began = time.monotonic()
         server.process.terminate()
         assert [kind for kind, _, _ in events][-1] == "bye"
-        assert server.client.get("/readyz").status_code == 503
+        assert server.client.get("/readyz").status_code == 503  # the picture under way takes two seconds
+        refused = server.client.post("/api/jobs", json={"request": {"prompt": "too late"}})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     assert server.process.wait(timeout=60) == 0
     assert time.monotonic() - began < 10
+    server.client.close()
     with server_process(tmp_path / "served") as again:
         (job,) = listed(again)
         assert job["state"] in ("queued", "running")
-        assert len(results(again)["long"]) == 50
+        before = again.client.get(f"/api/jobs/{job['id']}").json()["pictures"]
+        assert before  # the one that was under way
+        assert len(results(again)["long"]) == 3
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path):
@@ -175,7 +180,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path):
 
 def refused(folder: Path, *options: str) -> str:
     """The one line a server says that doesn't start."""
-    command = [sys.executable, "-m", "sfumato.cli.entry", "serve", "--folder", str(folder), "--fake", "0", *options]
+    command = [sys.executable, "-m", "sfumato.cli.entry", "serve", "--folder", str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()
@@ -187,6 +192,7 @@ def test_what_keeps_a_server_from_starting_is_one_line(tmp_path: Path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert "choose another --port" in refused(tmp_path / "a", "--port", str(taken.getsockname()[1]))
+    assert "no model 'pocktet'" in refused(tmp_path / "a", "--port", "0", "--model", "pocktet")
     assert "no API key" in refused(tmp_path / "a", "--host", "0.0.0.0", "--port", "0")
     (tmp_path / "file").write_text("")
     assert "file" in refused(tmp_path / "file", "--port", "0")

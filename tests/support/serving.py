@@ -67,15 +67,15 @@ class ServerProcess:
     def __init__(self, folder: Path, *, seconds: float | None, options: tuple[str, ...] = ()) -> None:
         command = [sys.executable, "-m", "sfumato.cli.entry", "serve", "--port", "0", "--folder", str(folder)]
         fake = () if seconds is None else ("--fake", str(seconds))
-        self.process = subprocess.Popen(
-            [*command, *fake, *options],
-            stdout=subprocess.PIPE,
-            stderr=(folder.parent / "server.log").open("ab"),
-            text=True,
-        )
+        log = folder.parent / "server.log"
+        with log.open("ab") as said_to_people:
+            self.process = subprocess.Popen(
+                [*command, *fake, *options], stdout=subprocess.PIPE, stderr=said_to_people, text=True
+            )
         assert self.process.stdout is not None
-        said = self.process.stdout.readline()
-        assert said.startswith("serving on "), (said, (folder.parent / "server.log").read_text())
+        with self.process.stdout as results:
+            said = results.readline()
+        assert said.startswith("serving on "), (said, log.read_text())
         self.client = httpx2.Client(base_url=said.split()[-1], timeout=30)
 
     def worker(self) -> int | None:

@@ -23,6 +23,7 @@ from sfumato.serve.observe.server_metrics import ServerMetrics
 from sfumato.serve.server_settings import ServerSettings
 from sfumato.serve.workers.worker_host import WorkerHost
 
+_BACKLOG = 2048  # connections that wait for an answer
 _TOGETHER = 5  # seconds that open connections have once the jobs are safe
 
 
@@ -61,12 +62,16 @@ def serve(settings: ServerSettings, worker: Sequence[str], *, on_address: Callab
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises `InvalidConfig` where the address can't be had."""
+    """A socket that takes connections already, so that whoever is told the address can ask at once.
+
+    Raises `InvalidConfig` where the address can't be had.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(_BACKLOG)
     except OSError as error:
         raise InvalidConfig(f"can't listen on {host}, port {port} ({error.strerror}): choose another --port") from error
     return listener

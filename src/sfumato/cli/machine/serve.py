@@ -63,6 +63,7 @@ def serve(
 ) -> None:
     """Serve pictures over HTTP, until Ctrl-C. What was accepted is made, even if the machine stops in between."""
     require("fastapi", extra="serve")
+    from sfumato.modelfiles.model_library import resolve
     from sfumato.serve.server import serve as run_server
     from sfumato.serve.server_settings import read_server_settings
 
@@ -80,6 +81,9 @@ def serve(
         config=config,
         key_file=api_key_file,
     )
+    if fake is None:
+        for name in settings.models:
+            resolve(name, offline=True)
     run_server(settings, _worker(given, fake), on_address=lambda url: write_line(f"serving on {url}"))
 
 

@@ -78,9 +78,10 @@ class Dispatcher:
             try:
                 await self._make(job, number)
             except OutputError as error:
-                logger.warning("can't write, will try again", reason=str(error))
-                self._desk.queue.give_back(job, number)
-                await asyncio.sleep(_PAUSE)
+                if await self._is_wanted(job):  # else its folder may be gone
+                    logger.warning("can't write, will try again", job=job.id, reason=str(error))
+                    self._desk.queue.give_back(job, number)
+                    await asyncio.sleep(_PAUSE)
             except Exception:
                 logger.exception("unexpected", job=job.id)
                 with contextlib.suppress(OutputError):
@@ -145,13 +146,15 @@ class Dispatcher:
         self._desk.metrics.units.labels("lost").inc()
         logger.warning("worker lost", job=job.id, reason=str(error))
         self._deaths[unit.name] += 1
-        now = await asyncio.to_thread(self._desk.store.job, job.id)
-        if now is None or now.state in ENDED:
-            return
         if self._deaths[unit.name] >= _DEATHS:
             await self._fail(job, "worker_lost", str(error))
-        else:
+        elif await self._is_wanted(job):
             self._desk.queue.give_back(job, number)
+
+    async def _is_wanted(self, job: Job) -> bool:
+        """Whether the job is still there and hasn't ended."""
+        now = await asyncio.to_thread(self._desk.store.job, job.id)
+        return now is not None and now.state not in ENDED
 
     def _tell(self, job: Job, number: int, began: float, message: Message) -> None:
         if message["is"] == "preview":

@@ -185,9 +185,8 @@ class JobDesk:
 
     def _end(self, job: Job, ending: Ending) -> Job:
         now = self.store.job(job.id)
-        assert now is not None
-        if now.state in ENDED:
-            return now
+        if now is None or now.state in ENDED:
+            return now or job
         made = tuple(picture.number for picture in self.store.pictures_of_job(job.id))
         self.files.end(job, replace(ending, made=made))
         return self.store.end(job, ending)
@@ -220,8 +219,9 @@ class JobDesk:
         self.changed.set()
         self.metrics.waiting.set(self.queue.count(but=self._running))
         if len(self.bus):
-            for place, entry in enumerate(self.queue.order()):
-                self.tell_passing("place", entry.job, place=place)
+            waiting = [entry.job for entry in self.queue.order() if entry.job.id not in self._running]
+            for place, job in enumerate(waiting):
+                self.tell_passing("place", job, place=place)
 
     def tell_passing(self, kind: str, job: Job, **data: Any) -> None:
         """Tell those who listen now something nobody keeps."""

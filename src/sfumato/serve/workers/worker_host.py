@@ -49,7 +49,8 @@ class WorkerHost:
         self._writer: asyncio.StreamWriter | None = None
         self._ready = False
         self._deaths = 0  # in a row, without a finished picture
-        self._cancelled_at: float | None = None
+        self._cancelled: tuple[str, float] | None = None
+        """The unit that was, and when."""
 
     @property
     def is_ready(self) -> bool:
@@ -75,7 +76,9 @@ class WorkerHost:
         Raises `UnitFailed`, `WorkerLost`, or `Cancelled` after `cancel`.
         """
         await self.start()
-        self._cancelled_at = None
+        if self._was_cancelled(unit.name):  # while the worker was started
+            raise Cancelled("cancelled")
+        self._cancelled = None
         try:
             await self._send(
                 {"do": "generate", "unit": unit.name, "request": unit.request.to_dict(), "path": str(unit.path)}
@@ -93,9 +96,8 @@ class WorkerHost:
                     raise Cancelled("cancelled")
                 on_message(message)
         except (WorkerLost, OSError) as error:
-            was_cancelled = self._cancelled_at is not None
             reason = await self._bury()
-            if was_cancelled:
+            if self._was_cancelled(unit.name):
                 raise Cancelled("cancelled") from error
             raise WorkerLost(f"the worker ended in the middle of the picture ({error}, {reason})") from error
         except asyncio.CancelledError:
@@ -104,10 +106,13 @@ class WorkerHost:
 
     async def cancel(self, unit_name: str) -> None:
         """Ask for the picture under way to be given up. A worker that doesn't within `PATIENCE` is killed."""
+        self._cancelled = unit_name, time.monotonic()
         if self._writer is not None:
-            self._cancelled_at = time.monotonic()
             with contextlib.suppress(OSError):
                 await self._send({"do": "cancel", "unit": unit_name})
+
+    def _was_cancelled(self, unit_name: str) -> bool:
+        return self._cancelled is not None and self._cancelled[0] == unit_name
 
     async def stop(self) -> None:
         """End the worker. It loses nothing: its files are whole or not there."""
@@ -124,6 +129,9 @@ class WorkerHost:
                 stdout=sys.stderr.fileno(),
                 start_new_session=True,  # Ctrl-C is the front's to deal with
             )
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         self._reader, self._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
@@ -148,7 +156,7 @@ class WorkerHost:
             raise WorkerLost(f"it said something that can't be read: {error}") from error
         if not message:
             raise WorkerLost("it ended")
-        if self._cancelled_at is not None and time.monotonic() - self._cancelled_at > PATIENCE:
+        if self._cancelled is not None and time.monotonic() - self._cancelled[1] > PATIENCE:
             raise WorkerLost("it didn't stop")
         return message
 
