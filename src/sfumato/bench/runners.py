@@ -143,6 +143,7 @@ def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
         return pipeline.generate(request, count=count)
 
     def denoise(latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """One call of the UNet on latents (B, C, h, w), timesteps (B,) and context (B, T, width): (B, C, h, w)."""
         return loaded.engine.unet(UNetInputs(latents=latents, timesteps=timesteps, context=context))
 
     networks = Networks(

@@ -27,6 +27,7 @@ def blended_encode(encode: Callable[[Tensor], Posterior], images: Tensor, config
     """Pixels (B, 3, H, W) → the posterior; what is blended are means and log-variances."""
 
     def moments(tile: Tensor) -> Tensor:
+        """Mean and logvar of a tile (B, 3, H, W), (B, 2C, h, w)."""
         posterior = encode(tile)
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 

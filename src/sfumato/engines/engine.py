@@ -54,6 +54,7 @@ def called_as_written(unet: UNet) -> Callable[[UNetInputs], Tensor]:
     dtype = bias.dtype
 
     def run(inputs: UNetInputs) -> Tensor:
+        """Answer in rows (k·B, C, h, w)."""
         answer: Tensor = unet(*inputs.rows(dtype), inputs.residuals, inputs.shortcuts)
         return answer
 

@@ -35,7 +35,7 @@ class ExactAutoencoder:
         return self.posterior(self.middle(encoder.mid_block, x))
 
     def posterior(self, x: Tensor) -> Posterior:
-        """The encoder's end, from what its middle gives."""
+        """The posterior, from the map (B, H, W, C) that the encoder's middle gives."""
         encoder = self.autoencoder.encoder
         moments = self.autoencoder.quant_conv(_nchw(self._out(x, encoder.conv_norm_out, encoder.conv_out)))
         mean, logvar = moments.chunk(2, dim=1)

@@ -66,7 +66,8 @@ class ExactUNet:
         return out.permute(0, 3, 1, 2).contiguous()
 
     def _keys_values(self, context: Tensor) -> KeysValues:
-        """Of every cross-attention, by value of the context: guidance puts it together anew each step."""
+        """Keys and values of every cross-attention, by value of the context: guidance puts it together anew each
+        step."""
         with self._lock:
             for known, found in self._contexts:
                 if torch.equal(known, context):
@@ -109,10 +110,11 @@ class _Run:
     merged: tuple[Block, ...]
 
     def whole(self, x: Tensor) -> Tensor:
-        """Both halves of a map that has been one so far."""
+        """Double a map that stands for both halves so far: (B / 2, H, W, C) → (B, H, W, C)."""
         return x if len(x) == self.batch else torch.cat([x, x])
 
     def layer(self, block: Block, j: int, x: Tensor) -> Tensor:
+        """Run `Layers.layer` on x (B, H, W, C)."""
         residual = typed_module(block.resnets[j], ResnetBlock)
         x = resnet(self.kernels, residual, x, self.channels[residual])
         if j >= len(block.attentions):
@@ -121,13 +123,16 @@ class _Run:
         return self._transformer(typed_module(block.attentions[j], SpatialTransformer), x, merging)
 
     def halved(self, downsample: Downsample, x: Tensor) -> Tensor:
+        """Halve x (B, H, W, C) in height and width."""
         return strided(self.kernels, x, downsample.conv)
 
     def doubled(self, upsample: Upsample, x: Tensor, skip: Tensor) -> Tensor:
+        """Enlarge x (B, H, W, C) to the height and width of the skip."""
         height, width = skip.shape[1:3]
         return enlarged(self.kernels, x, upsample.conv, (height, width))
 
     def joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Put x (B, H, W, C) and the skip side by side in the channels."""
         return torch.cat([self.whole(x), self.whole(skip)], dim=-1)
 
     def _transformer(self, transformer: SpatialTransformer, x: Tensor, merging: Merging | None) -> Tensor:
@@ -172,8 +177,9 @@ def resnet(kernels: Kernels, block: ResnetBlock, x: Tensor, channel: Tensor | No
 
 
 def strided(kernels: Kernels, x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 3×3 convolution of stride 2, NHWC to NHWC. Few, and a quarter of the pixels, so it has no kernel of its own;
-    but on a small map PyTorch's spends most of its time on the weights' layout, where a product of patches doesn't.
+    """A 3×3 convolution of stride 2, (B, H, W, C) → (B, H / 2, W / 2, N). Few, and a quarter of the pixels, so it has
+    no kernel of its own; but on a small map PyTorch's spends most of its time on the weights' layout, where a product
+    of patches doesn't.
 
     One picture's map decides, however many there are: a picture's numbers don't depend on the others'."""
     pad = 0 if conv.padding == (0, 0) else 1
@@ -185,7 +191,7 @@ def strided(kernels: Kernels, x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def as_torch(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """PyTorch's own convolution, NHWC to NHWC."""
+    """PyTorch's own convolution, (B, H, W, C) → (B, H', W', N)."""
     out: Tensor = conv(x.permute(0, 3, 1, 2))
     return out.permute(0, 2, 3, 1).contiguous()
 

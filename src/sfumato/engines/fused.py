@@ -16,7 +16,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class FusedGroupNorm(nn.Module):
-    """Computes what a `GroupNorm` or `GroupNormSiLU` does, whose weights it shares; the map comes out channels last."""
+    """Compute what a `GroupNorm` or `GroupNormSiLU` does, with its weights: (B, C, H, W), which comes out channels
+    last."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
@@ -24,6 +25,7 @@ class FusedGroupNorm(nn.Module):
         self.weight, self.bias = norm.weight, norm.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """Norm x (B, C, H, W)."""
         from sfumato.engines.triton_norm import group_norm
 
         with torch.cuda.device(x.get_device()):  # Triton launches on the current one; -1, the CPU's, is none

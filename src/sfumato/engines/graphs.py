@@ -37,7 +37,8 @@ class _Graph:
 
 
 def capture_cuda(run: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-    """On the current device. What runs must not look at numbers on the device, nor move any to it."""
+    """Capture `run` as a CUDA graph on the current device: its answer, of any shape, and what replays it. What runs
+    must not look at numbers on the device, nor move any to it."""
     with _CAPTURING:
         for _ in range(_WARM_UPS):
             run()
@@ -52,12 +53,12 @@ def capture_cuda(run: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
 
 @functools.cache
 def _capture_stream(device: int) -> torch.cuda.Stream:
-    """One a device: cuBLAS keeps tens of megabytes for each stream it has seen."""
+    """The stream to capture on, one a device: cuBLAS keeps tens of megabytes for each stream it has seen."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def as_it_is(static: Tensor) -> Tensor:
-    """A `Prepare` that computes nothing."""
+    """A `Prepare` that computes nothing, of any shape."""
     return static
 
 

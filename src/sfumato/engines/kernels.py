@@ -39,16 +39,17 @@ class Sums:
 
 
 class Kernels(Protocol):
-    """The operations; `name` says whose they are. Weights may be stored in another dtype than the maps have."""
+    """The operations of the exact CPU engine; `name` says whose they are. Weights may be stored in another dtype than
+    the maps have."""
 
     name: str
 
     def group_norm(self, x: Tensor, norm: nn.GroupNorm) -> Affine:
-        """The statistics of a map or of rows."""
+        """The statistics of a map (B, H, W, C) or of rows (B, N, C)."""
         ...
 
     def add_sums(self, x: Tensor, before: Sums | None = None) -> Sums:
-        """The sums of a strip added to those of the strips before it."""
+        """The sums of a strip (B, H, W, C) added to those of the strips before it."""
         ...
 
     def affine(self, sums: Sums, norm: nn.GroupNorm) -> Affine:
@@ -56,7 +57,7 @@ class Kernels(Protocol):
         ...
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Rows:
-        """The statistics of rows."""
+        """The statistics of rows (B, N, C)."""
         ...
 
     def conv3x3(
@@ -70,9 +71,10 @@ class Kernels(Protocol):
         enlarged: bool = False,
         rows: tuple[int, int] | None = None,
     ) -> Tensor:
-        """3×3 convolution of stride 1, padded, of silu(x · scale + shift) where there is a norm, of the map enlarged
-        twofold to the nearest where `enlarged`; plus `channel` (B, N) on every pixel, plus `residual`. `rows` are the
-        first and the last (excluded) of the result that are wanted; `residual` has no others."""
+        """3×3 convolution (B, H, W, C) → (B, H, W, N) of stride 1, padded, of silu(x · scale + shift) where there is a
+        norm, of the map enlarged twofold to the nearest where `enlarged`; plus `channel` (B, N) on every pixel, plus
+        `residual`. `rows` are the first and the last (excluded) of the result that are wanted; `residual` has no
+        others."""
         ...
 
     def linear(
@@ -84,10 +86,10 @@ class Kernels(Protocol):
         residual: Tensor | None = None,
         gated: bool = False,
     ) -> Tensor:
-        """x · Wᵀ + b of the normed x, of a linear layer or of a convolution whose patches x has; `gated` makes value ·
-        gelu(gate) of its two halves; plus `residual`."""
+        """x · Wᵀ + b, (B, …, C) → (B, …, N), of the normed x, of a linear layer or of a convolution whose patches x
+        has; `gated` makes value · gelu(gate) (…, N / 2) of its two halves; plus `residual`, as large."""
         ...
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        """softmax(q kᵀ / √d) v for each head, rows to rows."""
+        """softmax(q kᵀ / √d) v for each head: q (B, N, C), k and v (B, T, C) → (B, N, C)."""
         ...

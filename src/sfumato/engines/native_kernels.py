@@ -50,9 +50,11 @@ class NativeKernels:
         self.name = "compiled, bfloat16" if pairs else "compiled"
 
     def group_norm(self, x: Tensor, norm: nn.GroupNorm) -> Affine:
+        """Find the statistics of x (B, …, C), as `Kernels.group_norm`."""
         return self.affine(self.add_sums(x), norm)
 
     def add_sums(self, x: Tensor, before: Sums | None = None) -> Sums:
+        """Add up x (B, …, C), as `Kernels.add_sums`."""
         batch, channels = x.shape[0], x.shape[-1]
         pixels = x[0].numel() // channels
         if before is None:
@@ -76,6 +78,7 @@ class NativeKernels:
         return affine
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Rows:
+        """Find the statistics of rows (B, N, C), as `Kernels.layer_norm`."""
         width = x.shape[-1]
         rows = x.numel() // width
         stats = x.new_empty(rows, 2)
@@ -95,6 +98,7 @@ class NativeKernels:
         enlarged: bool = False,
         rows: tuple[int, int] | None = None,
     ) -> Tensor:
+        """Convolve x (B, H, W, C), as `Kernels.conv3x3`."""
         batch, height, width, channels = x.shape
         factor = 2 if enlarged else 1
         first, last = rows or (0, height * factor)
@@ -125,6 +129,7 @@ class NativeKernels:
         residual: Tensor | None = None,
         gated: bool = False,
     ) -> Tensor:
+        """Multiply x (B, …, C) by the layer's weights, as `Kernels.linear`."""
         outputs, width = len(layer.weight), layer.weight[0].numel()
         rows, affine = (norm, None) if isinstance(norm, Rows) else (None, norm)
         out = x.new_empty(*x.shape[:-1], outputs // 2 if gated else outputs)
@@ -148,6 +153,7 @@ class NativeKernels:
         return out
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """Attend from q (B, N, C) to k and v (B, T, C), as `Kernels.attention`."""
         batch, count, channels = q.shape
         if channels // heads > _WIDEST_HEAD:
             return attention(q, k, v, heads=heads)

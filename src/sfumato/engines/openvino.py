@@ -75,7 +75,7 @@ class Converted:
         ov.save_model(model, str(path), compress_to_fp16=False)
 
     def _key(self, inputs: tuple[Tensor, ...]) -> str:
-        """Of the weights, the shapes and OpenVINO's version: a changed model is another one."""
+        """A name made of the weights, the shapes and OpenVINO's version: a changed model is another one."""
         digest = hashlib.sha256(f"{self._openvino.__version__} {self._name}".encode())
         for value in inputs:
             digest.update(str(tuple(value.shape)).encode())
@@ -93,6 +93,7 @@ class _Traced(nn.Module):
         self.module, self.run = module, run
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Call the method on tensors of any shape."""
         return self.run(*inputs)
 
 
@@ -112,6 +113,7 @@ class OpenVinoAutoencoder:
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         def moments(images: Tensor) -> tuple[Tensor, Tensor]:
+            """Mean and logvar (B, C, h, w) of images (B, 3, H, W)."""
             posterior = autoencoder.encode(images)
             return posterior.mean, posterior.logvar
 
@@ -119,8 +121,10 @@ class OpenVinoAutoencoder:
         self._encode = Converted("encoder", autoencoder, moments)
 
     def encode(self, images: Tensor) -> Posterior:
+        """Pixels (B, 3, H, W) → the posterior."""
         mean, logvar = self._encode(images)
         return Posterior(mean, logvar)
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Unscaled latents (B, C, h, w) → pixels (B, 3, H, W)."""
         return self._decode(latents)[0]

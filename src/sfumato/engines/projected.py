@@ -23,7 +23,7 @@ class ProjectedAttention(nn.Module):
         self.to_q, self.to_out = layer.to_q, layer.to_out
 
     def forward(self, x: Tensor, projected: Tensor) -> Tensor:
-        """As the layer's; projected (B or k·B, T, all columns)."""
+        """x (B, N, C) and projected (B or k·B, T, all columns) → (B or k·B, N, C), as the layer's own."""
         k, v = projected[..., self.columns].chunk(2, dim=-1)
         out: Tensor = self.to_out(attention(rows(self.to_q(x), len(k)), k, v, heads=self.heads, upcast=self.upcast))
         return out

@@ -51,6 +51,7 @@ class Stored:
         self._parts = parts  # first row, rows
 
     def rows(self, first: int, last: int) -> Tensor:
+        """Rows (1, last - first, W, C), put together from the strips."""
         found = [
             part[:, max(first - start, 0) : last - start]
             for start, part in self._parts
@@ -86,6 +87,7 @@ class Convolved:
         self._kept: Tensor | None = None  # rows _begin to _end
 
     def rows(self, first: int, last: int) -> Tensor:
+        """Rows (1, last - first, W, N), convolved unless they are kept."""
         # From an aligned row to another, so that the kernels' tiles lie where they do on the whole map.
         begin, end = first // ALIGNED * ALIGNED, min(-(-last // ALIGNED) * ALIGNED, self.size[0])
         kept, self._kept = self._kept, None
@@ -136,6 +138,7 @@ class Mapped:
         self._source, self._make, self._needs = source, make, needs
 
     def rows(self, first: int, last: int) -> Tensor:
+        """Rows (1, last - first, W, N), made of the source's."""
         above, below = self._needs(first, last)
         below = min(below, self._source.size[0])
         return self._make(self._source.rows(above, below), last - first)

@@ -40,9 +40,11 @@ def tiled(engine: Engine, autoencoder: Autoencoder, tiling: str) -> Engine:
     }
 
     def encode(images: Tensor) -> Posterior:
+        """Pixels (B, 3, H, W) → the posterior, in tiles or whole."""
         return encoders[tiling_of(tiling, images.shape[2], images.shape[3], config)](images)
 
     def decode(latents: Tensor) -> Tensor:
+        """Unscaled latents (B, C, h, w) → pixels (B, 3, H, W), in tiles or whole."""
         height, width = (side * config.factor for side in latents.shape[2:])
         return decoders[tiling_of(tiling, height, width, config)](latents)
 

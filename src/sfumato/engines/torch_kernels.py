@@ -43,6 +43,7 @@ class TorchKernels:
     name = "plain"
 
     def group_norm(self, x: Tensor, norm: nn.GroupNorm) -> Affine:
+        """Find the statistics of x (B, …, C), as `Kernels.group_norm`."""
         batch, channels = x.shape[0], x.shape[-1]
         grouped = x.reshape(batch, -1, norm.num_groups, channels // norm.num_groups)
         variance, mean = torch.var_mean(grouped, dim=(1, 3), correction=0)
@@ -52,6 +53,7 @@ class TorchKernels:
         return Affine(scale, norm.bias - mean.repeat_interleave(width, dim=1) * scale)
 
     def add_sums(self, x: Tensor, before: Sums | None = None) -> Sums:
+        """Add up x (B, …, C), as `Kernels.add_sums`."""
         pixels = x.flatten(1, -2)  # (B, N, C)
         if before is None:
             wide = torch.float32 if x.device.type == "mps" else torch.float64  # which Apple's GPUs don't have
@@ -77,6 +79,7 @@ class TorchKernels:
         return Affine(scale.to(sums.base), (norm.bias - mean * scale).to(sums.base))
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Rows:
+        """Find the statistics of rows (B, N, C), as `Kernels.layer_norm`."""
         variance, mean = torch.var_mean(x.flatten(0, -2), dim=1, correction=0)
         return Rows(torch.stack([mean, torch.rsqrt(variance + norm.eps)], dim=1), norm)
 
@@ -91,6 +94,7 @@ class TorchKernels:
         enlarged: bool = False,
         rows: tuple[int, int] | None = None,
     ) -> Tensor:
+        """Convolve x (B, H, W, C), as `Kernels.conv3x3`."""
         if norm is not None:
             x = F.silu(_affine(x, norm))
         if enlarged:
@@ -118,6 +122,7 @@ class TorchKernels:
         residual: Tensor | None = None,
         gated: bool = False,
     ) -> Tensor:
+        """Multiply x (B, …, C) by the layer's weights, as `Kernels.linear`."""
         if isinstance(norm, Rows):
             x = F.layer_norm(x, (x.shape[-1],), norm.norm.weight, norm.norm.bias, norm.norm.eps)
         elif norm is not None:
@@ -130,6 +135,7 @@ class TorchKernels:
         return out if residual is None else out + residual
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """Attend from q (B, N, C) to k and v (B, T, C), as `Kernels.attention`."""
         return attention(q, k, v, heads=heads)
 
 

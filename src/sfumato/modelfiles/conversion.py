@@ -111,6 +111,7 @@ class _Tensors:
             self._read[entry.theirs] = lambda c=part.checkpoint, n=name, s=shape: c.read(n, self.dtype).reshape(s)  # type: ignore[misc]
 
     def read(self, name: str) -> Tensor:
+        """The tensor of this published name, in the shape and dtype of `infos`."""
         return self._read[name]()
 
 

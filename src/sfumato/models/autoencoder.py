@@ -138,7 +138,7 @@ class Posterior:
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """mean + exp(logvar / 2) · noise (Kingma & Welling 2013)."""
+        """mean + exp(logvar / 2) · noise, of the mean's shape (Kingma & Welling 2013)."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 
@@ -167,6 +167,7 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups=groups, eps=_EPS) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)"""
         out: Tensor = self.resnets[1](self.attentions[0](self.resnets[0](x)))
         return out
 
@@ -211,6 +212,7 @@ class Level(nn.Module):
         self.resample = "downsamplers" if down else "upsamplers" if up else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, out_channels, H', W')"""
         for resnet in self.resnets:
             x = resnet(x)
         return x if self.resample is None else getattr(self, self.resample)[0](x)

@@ -77,6 +77,7 @@ class InvertedResidual(nn.Module):
         self.adds = stride == 1 and channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, out_channels, H', W')"""
         h = x if self.expand is None else F.relu6(self.expand(x))
         h = self.project(F.relu6(self.depthwise(h)))
         out: Tensor = x + h if self.adds else h

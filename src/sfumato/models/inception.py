@@ -53,6 +53,7 @@ class FixedNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)"""
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=_EPS)
 
 
@@ -236,6 +237,7 @@ class Inception(nn.Module):
             channels = mixed.channels
 
     def forward(self, pictures: Tensor) -> Tensor:
+        """(B, 3, 299, 299) → (B, 2048)"""
         x = _halved(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(pictures))))
         x = _halved(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
         for name in _BLOCKS:

@@ -23,26 +23,26 @@ from sfumato.weights.mapper import Layout
 
 
 class Layers(Protocol):
-    """How an engine runs each kind of layer, on maps in a layout of its own."""
+    """How an engine runs each kind of layer, on maps (B, C, H, W) or in a layout of its own, such as (B, H, W, C)."""
 
     def layer(self, block: Block, j: int, x: Tensor) -> Tensor:
-        """Residual block j, and the transformer behind it where there is one."""
+        """Residual block j on x (B, C, H, W), and the transformer behind it where there is one."""
         ...
 
     def halved(self, downsample: Downsample, x: Tensor) -> Tensor:
-        """The map at half its height and width."""
+        """The map (B, C, H, W) at half its height and width."""
         ...
 
     def doubled(self, upsample: Upsample, x: Tensor, skip: Tensor) -> Tensor:
-        """The map enlarged to the height and width of the skip."""
+        """The map (B, C, H, W) enlarged to the height and width of the skip."""
         ...
 
     def joined(self, x: Tensor, skip: Tensor) -> Tensor:
-        """The map and the skip side by side in the channels."""
+        """The map and the skip side by side in the channels: (B, C + C', H, W)."""
         ...
 
     def whole(self, x: Tensor) -> Tensor:
-        """The map with rows for all of the batch."""
+        """The map (B, C, H, W) with rows for all of the batch."""
         ...
 
 
@@ -74,10 +74,8 @@ class DownBlock(Block):
         self.downsamplers = nn.ModuleList([] if last else [Downsample(out)])
 
     def forward(self, x: Tensor, layers: Layers, most: int, residual: Tensor | None = None) -> list[Tensor]:
-        """Every intermediate map, for the way up; the last one is the level's output. No more than `most` are made.
-
-        `residual` is a T2I-Adapter's.
-        """
+        """Every intermediate map of x (B, C, H, W), for the way up; the last one is the level's output. No more than
+        `most` are made. `residual` is a T2I-Adapter's, of the last residual block's shape."""
         maps = []
         for j in range(min(len(self.resnets), most)):
             x = layers.layer(self, j, x)
@@ -97,6 +95,7 @@ class MidBlock(Block):
         self.resnets.append(ResnetBlock(c, c, groups=config.norm_groups, eps=1e-5, time_channels=time_channels))
 
     def forward(self, x: Tensor, layers: Layers) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W), in the layout of `layers`."""
         return layers.layer(self, 1, layers.layer(self, 0, x))
 
 
@@ -114,8 +113,9 @@ class UpBlock(Block):
         self.layers_left = n * (level + 1)
 
     def forward(self, x: Tensor, skips: list[Tensor], layers: Layers, shortcuts: Shortcuts) -> Tensor:
-        """x and one skip from the end of `skips` for each layer → the level's map. Where fewer are left than layers, x
-        has come from `shortcuts` and stands for those between. The caller takes them off: FSDP hands on a copy."""
+        """x (B, C, H, W) and one skip from the end of `skips` for each layer → the level's map. Where fewer are left
+        than layers, x has come from `shortcuts` and stands for those between. The caller takes them off: FSDP hands on
+        a copy."""
         skips, count = list(skips), len(self.resnets)
         first = max(self.layers_left - len(skips), 0)
         for j in range(first, count):
@@ -137,24 +137,29 @@ class ModuleLayers:
     merged: tuple[Block, ...]
 
     def layer(self, block: Block, j: int, x: Tensor) -> Tensor:
+        """Residual block j on x (B, C, H, W), and the transformer behind it where there is one."""
         x = block.resnets[j](x, self.time)
         if j < len(block.attentions):
             x = block.attentions[j](x, self.context, self.merging if block in self.merged else None)
         return x
 
     def halved(self, downsample: Downsample, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H / 2, W / 2)."""
         out: Tensor = downsample(x)
         return out
 
     def doubled(self, upsample: Upsample, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, 2H, 2W), or the size of the skip."""
         height, width = skip.shape[2:]
         out: Tensor = upsample(x, (height, width))
         return out
 
     def joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        """x (B, C, H, W) and a skip of as many rows or fewer → (B, C + C', H, W)."""
         return torch.cat([x, rows(skip, len(x))], dim=1)
 
     def whole(self, x: Tensor) -> Tensor:
+        """The map (B, C, H, W) itself."""
         return x
 
 
@@ -195,8 +200,8 @@ class UNet(nn.Module):
         return out
 
     def walk(self, layers: Layers, x: Tensor, residuals: Residuals, shortcuts: Shortcuts) -> Tensor:
-        """Down the U and up again: from the first convolution's map to what the last norm takes, in the layout of
-        `layers`. `shortcuts.deep` is left out or filled in."""
+        """Go down the U and up again: from the first convolution's map to what the last norm takes, both (B, C, H, W)
+        in the layout of `layers`. `shortcuts.deep` is left out or filled in."""
         deep = shortcuts.deep
         wanted = self.layers_up if deep is None or shortcuts.depth is None else shortcuts.depth
         skips = [x]

@@ -58,7 +58,7 @@ class UNetConfig:
 
     @classmethod
     def from_published(cls, values: Mapping[str, Any]) -> Self:
-        """The config in diffusers' `unet/config.json`."""
+        """The config in diffusers' `unet/config.json`. Raises `InvalidConfig`."""
         require_fields("UNet", values, ("block_out_channels", "down_block_types", "cross_attention_dim"))
         require_values("UNet", values, _FIXED)
         down = require_list("UNet", "down_block_types", values["down_block_types"])

@@ -16,7 +16,7 @@ from sfumato.nn.token_merging import Matching, Merging
 
 
 def rows(x: Tensor, count: int) -> Tensor:
-    """x itself where it has so many rows, else its rows again and again."""
+    """x of any shape itself where it has so many rows, else its rows again and again: (count, …)."""
     return x if len(x) == count else torch.cat([x] * (count // len(x)))
 
 
@@ -48,6 +48,7 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(channels, hidden * 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, channels) → (B, N, hidden)"""
         value, gate = self.proj(x).chunk(2, dim=-1)
         out: Tensor = value * F.gelu(gate)
         return out
@@ -60,6 +61,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GEGLU(channels, channels * 4), nn.Identity(), nn.Linear(channels * 4, channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) → (B, N, C)"""
         out: Tensor = self.net(x)
         return out
 
@@ -78,7 +80,8 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, x: Tensor, context: Tensor, match: Callable[[Tensor], Matching] | None = None) -> Tensor:
-        """As `CrossAttention`; `match` says which tokens attend to each other as one."""
+        """x (B, N, C), context (B or k·B, T, context_dim) → (B or k·B, N, C). `match` says which tokens attend to each
+        other as one."""
         if match is None:
             x = x + self.attn1(self.norm1(x))
         else:

@@ -13,7 +13,7 @@ from sfumato.nn.attention import attention
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x · sigmoid(1.702 x), the approximation OpenAI's CLIP was trained with."""
+    """x · sigmoid(1.702 x) of any shape, the approximation OpenAI's CLIP was trained with."""
     return x * torch.sigmoid(1.702 * x)
 
 

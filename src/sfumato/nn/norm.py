@@ -10,4 +10,5 @@ class GroupNormSiLU(nn.GroupNorm):
     """silu(GroupNorm(x)) (Wu & He 2018; Elfwing et al. 2018); (B, C, H, W) → (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)"""
         return F.silu(super().forward(x))

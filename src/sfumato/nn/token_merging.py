@@ -71,8 +71,8 @@ class Merging:
 
 
 def destinations(height: int, width: int, seed: int) -> Tensor:
-    """Which tokens (height·width,) of a map are destinations: one in every whole 2×2 cell, drawn as tomesd draws it.
-    On the CPU, so that every device has the same."""
+    """Which tokens of a map are destinations, of shape (height·width,): one in every whole 2×2 cell, drawn as tomesd
+    draws it. On the CPU, so that every device has the same."""
     down, across = height // _CELL, width // _CELL
     drawn = torch.randint(_CELL * _CELL, (down, across, 1), generator=torch.Generator().manual_seed(seed))
     cells = torch.zeros(down, across, _CELL * _CELL, dtype=torch.bool).scatter_(2, drawn, True)

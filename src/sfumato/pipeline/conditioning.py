@@ -64,6 +64,7 @@ def encode_request(model: Model, request: Request) -> Conditioning:
     prompt, negative = align_windows(model.tokenizer, plans)
 
     def encoder(clip_skip: int) -> Callable[[Tensor], Tensor]:
+        """An encoder of windows (W, T) into hidden states (W, T, width)."""
         # One window at a time: a window's numbers must not depend on how many there are.
         return lambda ids: torch.cat(
             [model.text_encoder(row[None].to(model.device), clip_skip=clip_skip) for row in ids]

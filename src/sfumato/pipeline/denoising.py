@@ -36,6 +36,7 @@ def predictor(
     modules = eager(model.unet, model.autoencoder)
 
     def guarded(x_in: Tensor, t: float, sigma: float) -> Tensor:
+        """Predict for x_in (B, C, h, w), and check the answer."""
         answer = predict(x_in, t, sigma)
         check(answer, lambda: _guided(modules, conditioning, request, extra_channels)(x_in, t, sigma))
         return answer
@@ -50,6 +51,7 @@ def _guided(engine: Engine, conditioning: Conditioning, request: Request, extra_
 
     @cache  # the same tensor each time: an engine knows it again
     def context(which: tuple[int, ...]) -> Tensor:
+        """The contexts (k·B, T, width) of the k conditions `which`."""
         return torch.cat([conditioning.contexts[i] for i in which])
 
     def call(x_in: Tensor, t: float, which: tuple[int, ...], factors: Sequence[float] | None = None) -> Tensor:

@@ -45,6 +45,7 @@ def guarding(what: str, module: nn.Module, device: torch.device) -> Iterator[Che
                 _blame(what, module, answer)
 
     def check(value: Tensor, run: Callable[[], object]) -> None:
+        """Look at `value`, of any shape, now or later; `run` computes it again."""
         pending.append(_Answer(finiteness(value), value.dtype, run))
         settle(_AHEAD.get(device.type, 0))
 
@@ -65,8 +66,8 @@ class _Answer:
 
 
 def finiteness(value: Tensor) -> Callable[[], bool]:
-    """Whether all of a tensor is finite, when it is asked for. From CUDA the answer is then on its way: asking waits
-    for the work up to here, not for what was begun since."""
+    """Whether all of a tensor of any shape is finite, when it is asked for. From CUDA the answer is then on its way:
+    asking waits for the work up to here, not for what was begun since."""
     largest = value.detach().abs().amax()  # NaN where there is one; fewer kernels than isfinite
     if largest.device.type != "cuda":
         return lambda: math.isfinite(largest)

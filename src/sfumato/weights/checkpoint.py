@@ -40,7 +40,7 @@ class Checkpoint:
         self._files = files
 
     def read(self, name: str, dtype: torch.dtype | None = None, *, aligned: bool = False) -> Tensor:
-        """The tensor `name` on the CPU, converted to `dtype` if that is given and differs.
+        """The tensor `name`, of its stored shape, on the CPU, converted to `dtype` if that is given and differs.
 
         Unconverted it is a view of the mapped file that costs no memory until it is touched: use it as it is rather
         than copying it. `aligned` copies it where it doesn't lie as torch would lay it out, and only there: how a

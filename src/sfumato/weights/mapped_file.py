@@ -75,7 +75,8 @@ class MappedFile:
         return self._open(self._streaming)[start:stop]
 
     def elements(self, dtype: torch.dtype, start: int, count: int, *, streaming: bool = False) -> Tensor:
-        """(count,) elements from byte `start` as a view of the file; a copy where they aren't aligned for `dtype`."""
+        """Elements from byte `start`, of shape (count,), as a view of the file; a copy if they aren't aligned for
+        `dtype`."""
         mapping = self._open(self._streaming if streaming else self._views)
         if start % dtype.itemsize:
             raw = torch.frombuffer(mapping, dtype=torch.uint8, count=count * dtype.itemsize, offset=start)
@@ -118,7 +119,7 @@ class StoredTensor:
         return self.start % ALIGNMENT == 0 and self.strides == contiguous_strides(self.info.shape)
 
     def read(self, dtype: torch.dtype | None = None, *, aligned: bool = False) -> Tensor:
-        """The tensor in its own dtype as a view of the file, or converted, as a new tensor.
+        """The tensor, of the shape in `info`, in its own dtype as a view of the file, or converted, as a new tensor.
 
         `aligned` makes a new tensor too of what doesn't lie in the file as torch would lay it out.
         """

@@ -105,7 +105,7 @@ def same_numbers(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
 
 
 def assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Make `tensor` the parameter or buffer `name` of `module`, without a copy."""
+    """Make `tensor`, of any shape, the parameter or buffer `name` of `module`, without a copy."""
     parent_name, _, leaf = name.rpartition(".")
     parent = module.get_submodule(parent_name)
     if leaf in parent._parameters:

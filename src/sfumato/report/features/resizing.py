@@ -20,13 +20,13 @@ Convention = Literal["pytorch-fid", "torch-fidelity", "clean-fid"]
 
 
 def pytorch_fid(pixels: Pixels) -> Tensor:
-    """Bilinear between pixel centres, without a filter against aliasing; [0, 255] → [-1, 1]."""
+    """Bilinear to (3, 299, 299) between pixel centres, without a filter against aliasing; [0, 255] → [-1, 1]."""
     unit = _channels_first(pixels) / 255.0
     return 2.0 * F.interpolate(unit[None], size=(SIDE, SIDE), mode="bilinear", align_corners=False)[0] - 1.0
 
 
 def torch_fidelity(pixels: Pixels) -> Tensor:
-    """Bilinear from pixel corners, as TensorFlow 1's graph did; (x - 128) / 128. (NVIDIA's TorchScript, too.)"""
+    """Bilinear to (3, 299, 299) from pixel corners, as TensorFlow 1 and NVIDIA's TorchScript; (x - 128) / 128."""
     values = _channels_first(pixels)
     for axis in (1, 2):
         values = _along(values, axis)
@@ -34,7 +34,7 @@ def torch_fidelity(pixels: Pixels) -> Tensor:
 
 
 def clean_fid(pixels: Pixels) -> Tensor:
-    """Pillow's bicubic, which filters, on each channel in floating point, clipped to [0, 255]; (x - 128) / 128."""
+    """Pillow's bicubic, which filters, to (3, 299, 299) floats, each channel clipped to [0, 255]; (x - 128) / 128."""
     channels = [
         np.asarray(Image.fromarray(pixels[:, :, c].astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
         for c in range(3)

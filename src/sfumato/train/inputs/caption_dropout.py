@@ -26,5 +26,5 @@ def tags_shuffled(caption: str, generator: torch.Generator) -> str:
 
 
 def token_window(tokenizer: Tokenizer, caption: str) -> Tensor:
-    """Begin, the caption's tokens as far as they fit, end, padding: (max_length,) as at inference."""
+    """Begin, the caption's tokens as far as they fit, end, padding: of shape (max_length,), as at inference."""
     return torch.tensor(tokenizer.window(caption))

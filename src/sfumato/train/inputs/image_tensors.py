@@ -22,7 +22,7 @@ def to_bytes(picture: Image.Image) -> Tensor:
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """Bytes to float32 in [-1, 1]."""
+    """Bytes of any shape to float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1.0
 
 

@@ -58,8 +58,9 @@ class Muon(Optimizer):
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """Five Newton–Schulz steps towards the nearest matrix with orthonormal rows or columns: from U S Vᵀ to about U Vᵀ,
-    singular values ending between 0.7 and 1.2. Float32 on a CPU; bfloat16 on a GPU, where it suffices and is fast."""
+    """Five Newton–Schulz steps from a matrix (M, N) towards the nearest with orthonormal rows or columns: from U S Vᵀ
+    to about U Vᵀ, singular values ending between 0.7 and 1.2. Float32 on a CPU; bfloat16 on a GPU, where it suffices
+    and is fast."""
     wide: Tensor = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     transposed = wide.shape[0] > wide.shape[1]
     if transposed:

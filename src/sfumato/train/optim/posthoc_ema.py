@@ -111,7 +111,7 @@ def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> Reconst
 
 
 def coefficients(kept: Sequence[tuple[float, float]], step: float, sigma_rel: float) -> tuple[Tensor, float]:
-    """Shares (N,) of N kept averages in the wanted one after `step`, of sum 1; and the profile error.
+    """Shares of N kept averages in the wanted one after `step`, of shape (N,) and sum 1; and the profile error.
 
     `kept` has the step and the sigma_rel of each. Algorithm 3: the normal equations of the profiles, in float64.
     """

@@ -77,6 +77,7 @@ def train_diffusion(
     check_shape(latents.held_out, config.unet.in_channels, config.unet.sample_size)
 
     def decode(z: Tensor) -> Tensor:
+        """Unscaled latents (B, C, h, w) → pixels (B, 3, H, W)."""
         return vae.to(z.device).decode(z)
 
     def publish(module: nn.Module, model: Path) -> None:
