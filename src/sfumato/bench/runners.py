@@ -125,9 +125,7 @@ def _load_engine(contender: Contender, plan: Plan, model: Path) -> Runner:
 
     is_preset = contender.kind == "preset"
     options = LoadOptions(
-        device=plan.device,
-        dtype=contender.dtype or plan.dtype,
-        engine="auto" if is_preset else contender.name,
+        device=plan.device, dtype=contender.dtype or plan.dtype, engine="auto" if is_preset else contender.name
     )
     loaded = load_model(model, options, name="bench")
     pipeline = Pipeline(loaded, safety="off", watermark=False)

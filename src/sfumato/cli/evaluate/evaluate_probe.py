@@ -75,11 +75,7 @@ def categories(
 
 @probe.command()
 def languages(
-    folder: Folder,
-    clip: ClipFolder,
-    cell: CellName = None,
-    resamples: Resamples = 100,
-    as_json: Json = False,
+    folder: Folder, clip: ClipFolder, cell: CellName = None, resamples: Resamples = 100, as_json: Json = False
 ) -> None:
     """Pictures of the same captions in several languages, each judged by the English caption.
 

@@ -31,11 +31,7 @@ def explain(given: FlagValues, as_json: Json = False) -> None:
 
     request = read_settings(given).request("")
     explained = describe(
-        NoiseSchedule(),
-        sampler=request.sampler,
-        steps=request.steps,
-        spacing=request.spacing,
-        profile=request.profile,
+        NoiseSchedule(), sampler=request.sampler, steps=request.steps, spacing=request.spacing, profile=request.profile
     )
     if as_json:
         write_json(_document(explained))

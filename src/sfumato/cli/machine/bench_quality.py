@@ -85,10 +85,7 @@ def show_quality(model: str, options: Quality, sheet: Path, *, overwrite: bool) 
     chosen = _FALLBACK if model == RANDOM_V1 else model
     with tracking(len(prompts) * len(PRESETS)) as tracker:
         generated = generate_by_presets(
-            load_for_evaluation(chosen),
-            prompts,
-            guidance_scale=options.guidance_scale,
-            on_pictures=tracker.done,
+            load_for_evaluation(chosen), prompts, guidance_scale=options.guidance_scale, on_pictures=tracker.done
         )
     save_picture(preset_sheet(generated, prompts), path, overwrite=overwrite)
     found = measured(generated, prompts, networks=networks, reference=reference)

@@ -28,9 +28,7 @@ Start = Annotated[str | None, run_option(metavar="RUN|MODEL", help="First weight
 TokenizerOf = Annotated[
     str | None,
     run_option(
-        "--tokenizer",
-        metavar="MODEL",
-        help="A model, or a folder with vocab.json and merges.txt. [dim]\\[v1's][/dim]",
+        "--tokenizer", metavar="MODEL", help="A model, or a folder with vocab.json and merges.txt. [dim]\\[v1's][/dim]"
     ),
 ]
 PrintConfig = Annotated[

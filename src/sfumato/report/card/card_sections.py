@@ -26,10 +26,7 @@ def details(facts: CardFacts, traits: ModelTraits) -> str:
         ("made by", facts.authors or UNKNOWN),
         ("licence of the weights", f"{licence}{link}" if licence else UNKNOWN),
         ("language of prompts", ", ".join(facts.language) or UNKNOWN),
-        (
-            "began as",
-            facts.base_model or ("random weights" if from_scratch(facts) else UNKNOWN),
-        ),
+        ("began as", facts.base_model or ("random weights" if from_scratch(facts) else UNKNOWN)),
         ("kind", "latent text-to-image diffusion" + (", for inpainting" if traits.inpainting else "")),
         ("pictures", f"{traits.size} × {traits.size} pixels"),
         ("latents", f"{latents} × {latents} × {traits.latent_channels}, {traits.factor} times smaller a side"),

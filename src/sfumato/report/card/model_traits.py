@@ -90,12 +90,7 @@ def _parts(files: ModelFiles) -> tuple[PartTraits, ...]:
 
 
 def _part(name: str, part: Part[Any], shape: str) -> PartTraits:
-    return PartTraits(
-        name=name,
-        parameters=part.parameters,
-        dtypes=tuple(sorted(part.dtypes)),
-        shape=shape,
-    )
+    return PartTraits(name=name, parameters=part.parameters, dtypes=tuple(sorted(part.dtypes)), shape=shape)
 
 
 def _text_shape(config: ClipTextConfig) -> str:

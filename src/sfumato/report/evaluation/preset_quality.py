@@ -24,16 +24,7 @@ from sfumato.report.metrics.kid_cmmd import kid
 
 EXACT = "exact"
 
-PROMPTS = (
-    "cat face",
-    "rocket",
-    "red heart",
-    "pizza",
-    "flag of Japan",
-    "tulip",
-    "ghost",
-    "house with garden",
-)
+PROMPTS = ("cat face", "rocket", "red heart", "pizza", "flag of Japan", "tulip", "ghost", "house with garden")
 """What the sheet shows where nothing else is asked for: words that the embedded model knows."""
 
 

@@ -25,9 +25,7 @@ def published_curves() -> Mapping[str, tuple[PublishedPoint, ...]]:
     with _FILE.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             point = PublishedPoint(
-                guidance_scale=float(row["guidance"]),
-                clip_score=float(row["clip_score"]),
-                fid=float(row["fid_10k"]),
+                guidance_scale=float(row["guidance"]), clip_score=float(row["clip_score"]), fid=float(row["fid_10k"])
             )
             curves[row["checkpoint"]] = (*curves.get(row["checkpoint"], ()), point)
     return curves

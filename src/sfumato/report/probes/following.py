@@ -112,12 +112,7 @@ def relation_follows(picture: Pixels, truth: Truth, clip: ClipFeatures | None) -
 
 Check = Callable[[Pixels, Truth, ClipFeatures | None], bool | None]
 CHECKS: Mapping[str, Check] = MappingProxyType(
-    {
-        "background": background_follows,
-        "count": count_follows,
-        "place": place_follows,
-        "relation": relation_follows,
-    }
+    {"background": background_follows, "count": count_follows, "place": place_follows, "relation": relation_follows}
 )
 """Each says whether a picture follows, or None where its caption doesn't ask for it."""
 
