@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from sfumato.cli.options.flags import Json
 from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json
 from sfumato.files import user_path
 
-_PLACES = "How pictures are fetched"
+_fetching = partial(typer.Option, rich_help_panel="How pictures are fetched")
 
 
 def download(
@@ -28,21 +29,17 @@ def download(
     min_side: Annotated[int, typer.Option(min=0, metavar="PX", help="Leave out pictures with a shorter side.")] = 0,
     url_column: Annotated[str, typer.Option(metavar="NAME")] = "URL",
     caption_column: Annotated[str, typer.Option(metavar="NAME")] = "TEXT",
-    timeout: Annotated[int, typer.Option(min=1, metavar="S", rich_help_panel=_PLACES)] = 10,
-    retries: Annotated[int, typer.Option(min=0, metavar="N", rich_help_panel=_PLACES)] = 1,
-    processes: Annotated[int, typer.Option(min=1, metavar="N", rich_help_panel=_PLACES)] = 1,
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="A process.", rich_help_panel=_PLACES)] = 32,
+    timeout: Annotated[int, _fetching(min=1, metavar="S")] = 10,
+    retries: Annotated[int, _fetching(min=0, metavar="N")] = 1,
+    processes: Annotated[int, _fetching(min=1, metavar="N")] = 1,
+    threads: Annotated[int, _fetching(min=1, metavar="N", help="A process.")] = 32,
     per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Addresses a shard.")] = 10_000,
     opt_outs: Annotated[
         bool,
-        typer.Option(
-            "--opt-outs/--no-opt-outs",
-            help="Leave what its server forbids by X-Robots-Tag: noai, noindex.",
-            rich_help_panel=_PLACES,
-        ),
+        _fetching("--opt-outs/--no-opt-outs", help="Leave what its server forbids by X-Robots-Tag: noai, noindex."),
     ] = True,
     distributor: Annotated[
-        str, typer.Option(metavar="NAME", help="img2dataset's: multiprocessing, pyspark, ray.", rich_help_panel=_PLACES)
+        str, _fetching(metavar="NAME", help="img2dataset's: multiprocessing, pyspark, ray.")
     ] = "multiprocessing",
     as_json: Json = False,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from sfumato.prompt.tokenizer import Tokenizer
 
 PRECISIONS: Mapping[str, Literal["float32", "bfloat16"]] = {"float32": "float32", "bfloat16": "bfloat16"}
-_SCENES, _SCALE = "Composed scenes", "On many machines"
+_scenes = partial(typer.Option, rich_help_panel="Composed scenes")
+_scale = partial(typer.Option, rich_help_panel="On many machines")
 
 
 def encode(
@@ -57,20 +59,11 @@ def encode(
         bool, typer.Option("--uncaptioned", metavar="", help="Take pictures without a caption, too.")
     ] = False,
     scenes: Annotated[
-        int | None,
-        typer.Option(
-            metavar="SEED", help="SRC is the emoji set: compose --samples scenes of it.", rich_help_panel=_SCENES
-        ),
+        int | None, _scenes(metavar="SEED", help="SRC is the emoji set: compose --samples scenes of it.")
     ] = None,
-    held_out: Annotated[
-        bool, typer.Option("--held-out", metavar="", help="Combinations kept from training.", rich_help_panel=_SCENES)
-    ] = False,
-    on: Annotated[
-        str, typer.Option(metavar="WHERE", help="here, or ray: a cluster (RAY_ADDRESS).", rich_help_panel=_SCALE)
-    ] = "here",
-    actors: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Autoencoders at work on it.", rich_help_panel=_SCALE)
-    ] = 1,
+    held_out: Annotated[bool, _scenes("--held-out", metavar="", help="Combinations kept from training.")] = False,
+    on: Annotated[str, _scale(metavar="WHERE", help="here, or ray: a cluster (RAY_ADDRESS).")] = "here",
+    actors: Annotated[int, _scale(min=1, metavar="N", help="Autoencoders at work on it.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Encode pictures once, with their captions, for the training of the diffusion model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +15,10 @@ from sfumato.cli.terminal.output_lines import literal, stdout_console, table, wr
 from sfumato.cli.terminal.progress_bar import tracking
 from sfumato.errors import InvalidRequest
 
-_RULES = "Rules"
+_rule = partial(typer.Option, rich_help_panel="Rules")
 PRESETS = ("laion2B-en", "laion-high-resolution", "laion-improved-aesthetics", "laion-aesthetics-v2-5+")
 
-Score = Annotated[float | None, typer.Option(metavar="X", rich_help_panel=_RULES)]
+Score = Annotated[float | None, _rule(metavar="X")]
 
 
 def filter_rows(
@@ -25,23 +26,18 @@ def filter_rows(
     to: Annotated[Path, typer.Option("--out", "-o", metavar="DST", help="The folder to write.")],
     preset: Annotated[
         str | None,
-        typer.Option(
+        _rule(
             metavar="NAME",
             help=f"A data set of the model card: {', '.join(PRESETS)}. The rules below change it.",
-            rich_help_panel=_RULES,
             autocompletion=lambda: list(PRESETS),
         ),
     ] = None,
-    min_side: Annotated[
-        int | None, typer.Option(min=1, metavar="PX", help="Least width and least height.", rich_help_panel=_RULES)
-    ] = None,
+    min_side: Annotated[int | None, _rule(min=1, metavar="PX", help="Least width and least height.")] = None,
     aesthetics: Score = None,
     watermark: Score = None,
     unsafe: Score = None,
     similarity: Score = None,
-    removals: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Leave out these addresses, one a line.", rich_help_panel=_RULES)
-    ] = None,
+    removals: Annotated[Path | None, _rule(metavar="FILE", help="Leave out these addresses, one a line.")] = None,
     column: Annotated[
         list[str] | None, typer.Option(metavar="ROLE=NAME", help="What a column is called, as aesthetics=SCORE.")
     ] = None,

@@ -11,7 +11,6 @@ import typer
 
 from sfumato.cli.evaluate.evaluate_compare import compare
 from sfumato.cli.evaluate.evaluate_options import (
-    GRID,
     Clip,
     Count,
     EfficientNet,
@@ -29,6 +28,7 @@ from sfumato.cli.evaluate.evaluate_options import (
     Statistics,
     Steps,
     adapted,
+    grid_option,
     loading_options,
     networks,
     statistics_files,
@@ -125,22 +125,14 @@ def prompts(
         write_line(f"{out}: {len(made.prompts)} prompts, SHA-256 {made.sha256}")
 
 
+_where = partial(typer.Option, rich_help_panel="Where")
+
 ModelsArgument = Annotated[
     list[str],
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="[LABEL=]MODEL",
-        help="Name, path or Hub id; several are several curves.",
-        rich_help_panel=GRID,
-    ),
+    grid_option("--model", "-m", metavar="[LABEL=]MODEL", help="Name, path or Hub id; several are several curves."),
 ]
-ShardOption = Annotated[
-    str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts.", rich_help_panel="Where")
-]
-On = Annotated[
-    str, typer.Option("--on", metavar="NAME", help="here, or ray: a Ray cluster's machines.", rich_help_panel="Where")
-]
+ShardOption = Annotated[str | None, _where(metavar="I/N", help="Only the I-th of N parts.")]
+On = Annotated[str, _where("--on", metavar="NAME", help="here, or ray: a Ray cluster's machines.")]
 
 
 @evaluate.command()
@@ -157,8 +149,8 @@ def run(
     steps: Steps = None,
     shard: ShardOption = None,
     on: On = "here",
-    shards: Annotated[int, typer.Option(metavar="N", help="Parts for a cluster.", rich_help_panel="Where")] = 8,
-    gpus: Annotated[float, typer.Option(metavar="X", help="GPUs a part needs there.", rich_help_panel="Where")] = 0.0,
+    shards: Annotated[int, _where(metavar="N", help="Parts for a cluster.")] = 8,
+    gpus: Annotated[float, _where(metavar="X", help="GPUs a part needs there.")] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Paint every prompt at every setting. What is there already stays: run it again after whatever stopped it.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato.cli.evaluate.evaluate_options import NETWORKS, Clip, EfficientNet
+from sfumato.cli.evaluate.evaluate_options import Clip, EfficientNet, network_option
 from sfumato.cli.options.flags import Json
 from sfumato.cli.terminal.output_lines import literal, stdout_console, table, write_json
 from sfumato.cli.terminal.progress_bar import tracking
@@ -30,9 +30,7 @@ def compare(
     seed: Annotated[int, typer.Option(metavar="N", help="Of the first prompt; the next ones count up.")] = 0,
     clip: Clip = None,
     efficientnet: EfficientNet = False,
-    least_psnr: Annotated[
-        float | None, typer.Option(metavar="DB", help="Exit code 1 where a pair has less.", rich_help_panel=NETWORKS)
-    ] = None,
+    least_psnr: Annotated[float | None, network_option(metavar="DB", help="Exit code 1 where a pair has less.")] = None,
     as_json: Json = False,
 ) -> None:
     """Paint the same seeds in two ways, or take two folders: PSNR, SSIM, perceptual distance, CLIP agreement.

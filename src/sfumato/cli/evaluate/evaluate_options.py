@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,59 +17,41 @@ if TYPE_CHECKING:
     from sfumato.report.evaluation.protocols import Protocol
     from sfumato.report.features.network import Network
 
-NETWORKS, GRID, SURE = "Networks (local files)", "What to paint", "How sure"
+network_option = partial(typer.Option, rich_help_panel="Networks (local files)")
+grid_option = partial(typer.Option, rich_help_panel="What to paint")
+_sure = partial(typer.Option, rich_help_panel="How sure")
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The evaluation's folder.")]
 Inception = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth, for FID.", rich_help_panel=NETWORKS),
+    Path | None, network_option(metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth, for FID.")
 ]
 Clip = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="A CLIP model in transformers' layout, for CLIP score and CMMD.",
-        rich_help_panel=NETWORKS,
-    ),
+    Path | None, network_option(metavar="FOLDER", help="A CLIP model in transformers' layout, for CLIP score and CMMD.")
 ]
 Preferences = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--preference",
-        metavar="PATH",
-        help="PickScore's folder, or HPSv2's .pt file; several times for several.",
-        rich_help_panel=NETWORKS,
+    network_option(
+        "--preference", metavar="PATH", help="PickScore's folder, or HPSv2's .pt file; several times for several."
     ),
 ]
 EfficientNet = Annotated[
-    bool,
-    typer.Option("--efficientnet", metavar="", help="EfficientNet-Lite0 from its package.", rich_help_panel=NETWORKS),
+    bool, network_option("--efficientnet", metavar="", help="EfficientNet-Lite0 from its package.")
 ]
-Reference = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Real pictures.", rich_help_panel=NETWORKS)]
+Reference = Annotated[Path | None, network_option(metavar="FOLDER", help="Real pictures.")]
 Statistics = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="SPACE=FILE",
-        help="Published mu and sigma in the place of pictures: inception/pytorch-fid=coco.npz.",
-        rich_help_panel=NETWORKS,
+    network_option(
+        metavar="SPACE=FILE", help="Published mu and sigma in the place of pictures: inception/pytorch-fid=coco.npz."
     ),
 ]
-Resamples = Annotated[int, typer.Option(metavar="N", help="For each interval; 0: none.", rich_help_panel=SURE)]
-Level = Annotated[float, typer.Option(metavar="X", help="Of the intervals.", rich_help_panel=SURE)]
-Prompts = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A list of `evaluate prompts`.", rich_help_panel=GRID)
-]
-ProtocolName = Annotated[
-    str, typer.Option(metavar="NAME", help="card, pocket, or a .toml file's path.", rich_help_panel=GRID)
-]
-Count = Annotated[int | None, typer.Option(metavar="N", help="Prompts, if not the protocol's.", rich_help_panel=GRID)]
-Guidance = Annotated[
-    str | None, typer.Option(metavar="A,B,…", help="Guidance scales, if not the protocol's.", rich_help_panel=GRID)
-]
-Samplers = Annotated[
-    str | None, typer.Option(metavar="A,B,…", help="Samplers, if not the protocol's.", rich_help_panel=GRID)
-]
-Steps = Annotated[str | None, typer.Option(metavar="A,B,…", help="Steps, if not the protocol's.", rich_help_panel=GRID)]
+Resamples = Annotated[int, _sure(metavar="N", help="For each interval; 0: none.")]
+Level = Annotated[float, _sure(metavar="X", help="Of the intervals.")]
+Prompts = Annotated[Path | None, grid_option(metavar="FILE", help="A list of `evaluate prompts`.")]
+ProtocolName = Annotated[str, grid_option(metavar="NAME", help="card, pocket, or a .toml file's path.")]
+Count = Annotated[int | None, grid_option(metavar="N", help="Prompts, if not the protocol's.")]
+Guidance = Annotated[str | None, grid_option(metavar="A,B,…", help="Guidance scales, if not the protocol's.")]
+Samplers = Annotated[str | None, grid_option(metavar="A,B,…", help="Samplers, if not the protocol's.")]
+Steps = Annotated[str | None, grid_option(metavar="A,B,…", help="Steps, if not the protocol's.")]
 Examples = Annotated[int, typer.Option(metavar="N", help="Prompts whose pictures the page shows.")]
 
 

@@ -14,7 +14,16 @@ import typer
 
 from sfumato.cli.images.loading import Models
 from sfumato.cli.images.prompts import requests_for
-from sfumato.cli.options.flags import OUTPUT, PICTURE, REQUEST_FLAGS, RUN_FLAGS, FlagValues, Json, Out, Overwrite
+from sfumato.cli.options.flags import (
+    REQUEST_FLAGS,
+    RUN_FLAGS,
+    FlagValues,
+    Json,
+    Out,
+    Overwrite,
+    output_option,
+    picture_option,
+)
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_json, write_line
@@ -45,39 +54,22 @@ class Made:
 def generate(
     given: FlagValues,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to paint.")] = None,
-    count: Annotated[
-        int, typer.Option("--count", "-c", metavar="N", help="Pictures of each prompt.", rich_help_panel=PICTURE)
-    ] = 1,
+    count: Annotated[int, picture_option("--count", "-c", metavar="N", help="Pictures of each prompt.")] = 1,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="More prompts, one a line (- is stdin); .jsonl: request fields a line.",
-            rich_help_panel=PICTURE,
-        ),
+        picture_option(metavar="FILE", help="More prompts, one a line (- is stdin); .jsonl: request fields a line."),
     ] = None,
     out: Out = None,
     picture_format: Annotated[
-        str | None,
-        typer.Option(
-            "--format", metavar="NAME", help="png, jpg, webp, avif. [dim]\\[png][/dim]", rich_help_panel=OUTPUT
-        ),
+        str | None, output_option("--format", metavar="NAME", help="png, jpg, webp, avif. [dim]\\[png][/dim]")
     ] = None,
     overwrite: Overwrite = False,
     sheet: Annotated[
-        bool,
-        typer.Option(
-            "--sheet", metavar="", help="One more picture with all of them, labelled.", rich_help_panel=OUTPUT
-        ),
+        bool, output_option("--sheet", metavar="", help="One more picture with all of them, labelled.")
     ] = False,
     show: Annotated[
         bool | None,
-        typer.Option(
-            "--show/--no-show",
-            metavar="",
-            help="Draw them in the terminal. [dim]\\[if it is one][/dim]",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option("--show/--no-show", metavar="", help="Draw them in the terminal. [dim]\\[if it is one][/dim]"),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from sfumato.cli.images.generate import generations, shortened
 from sfumato.cli.images.loading import Models
-from sfumato.cli.options.flags import PICTURE, REQUEST_FLAGS, RUN_FLAGS, FlagValues, Json, Out, Overwrite
+from sfumato.cli.options.flags import REQUEST_FLAGS, RUN_FLAGS, FlagValues, Json, Out, Overwrite, picture_option
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_json, write_line
@@ -19,13 +19,8 @@ from sfumato.cli.terminal.progress_bar import tracking
 def grid(
     given: FlagValues,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint.")],
-    x: Annotated[
-        str,
-        typer.Option("--x", metavar="FIELD=A,B,…", help="What changes from left to right.", rich_help_panel=PICTURE),
-    ],
-    y: Annotated[
-        str | None, typer.Option("--y", metavar="FIELD=A,B,…", help="What changes downwards.", rich_help_panel=PICTURE)
-    ] = None,
+    x: Annotated[str, picture_option("--x", metavar="FIELD=A,B,…", help="What changes from left to right.")],
+    y: Annotated[str | None, picture_option("--y", metavar="FIELD=A,B,…", help="What changes downwards.")] = None,
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -10,14 +10,14 @@ import typer
 from sfumato.cli.images.loading import Models
 from sfumato.cli.options.flags import (
     IMAGES,
-    OUTPUT,
-    PICTURE,
     REQUEST_FLAGS,
     RUN_FLAGS,
     FlagValues,
     Json,
     Out,
     Overwrite,
+    output_option,
+    picture_option,
 )
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
@@ -33,13 +33,11 @@ def interpolate(
     given: FlagValues,
     first: Annotated[str, typer.Argument(metavar="PROMPT_A", help="Where it starts.")],
     last: Annotated[str, typer.Argument(metavar="PROMPT_B", help="Where it ends.")],
-    frames: Annotated[
-        int, typer.Option("--frames", "-f", metavar="N", help="Pictures, both ends included.", rich_help_panel=PICTURE)
-    ] = 24,
+    frames: Annotated[int, picture_option("--frames", "-f", metavar="N", help="Pictures, both ends included.")] = 24,
     last_seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed at the end. [dim]\\[the same][/dim]", rich_help_panel=PICTURE)
+        int | None, picture_option(metavar="N", help="Seed at the end. [dim]\\[the same][/dim]")
     ] = None,
-    fps: Annotated[float, typer.Option(metavar="X", help="Frames a second.", rich_help_panel=OUTPUT)] = 12.0,
+    fps: Annotated[float, output_option(metavar="X", help="Frames a second.")] = 12.0,
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.images.loading import Models
-from sfumato.cli.options.flags import IMAGES, MODEL, OUTPUT, RUN_FLAGS, FlagValues, Json
+from sfumato.cli.options.flags import RUN_FLAGS, FlagValues, Json, images_option, model_option, output_option
 from sfumato.cli.options.option_groups import with_options
 from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_json, write_line
@@ -30,23 +30,13 @@ _WHERE = tuple(flag for flag in RUN_FLAGS if flag.name in _NAMES)
 def replay(
     given: FlagValues,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture sfumato made.")],
-    init_image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The picture it started from.", rich_help_panel=IMAGES)
-    ] = None,
-    mask: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The mask it was made with.", rich_help_panel=IMAGES)
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="Where the model is now.", rich_help_panel=MODEL),
-    ] = None,
+    init_image: Annotated[Path | None, images_option(metavar="FILE", help="The picture it started from.")] = None,
+    mask: Annotated[Path | None, images_option(metavar="FILE", help="The mask it was made with.")] = None,
+    model: Annotated[str | None, model_option("--model", "-m", metavar="MODEL", help="Where the model is now.")] = None,
     vae: Annotated[
-        Path | None,
-        typer.Option("--vae", metavar="FILE", help="Where the VAE it was made with is now.", rich_help_panel=MODEL),
+        Path | None, model_option("--vae", metavar="FILE", help="Where the VAE it was made with is now.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Keep the new picture.", rich_help_panel=OUTPUT)
-    ] = None,
+    out: Annotated[Path | None, output_option("--out", "-o", metavar="FILE", help="Keep the new picture.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a picture again from its own record and compare: exit code 0 if it is identical, else 1."""

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -25,66 +26,39 @@ if TYPE_CHECKING:
     from sfumato.bench.bench_plan import What
     from sfumato.bench.measure import Results, Row
 
-_WHAT, _HOW, _RESULTS = "What runs", "How it is measured", "Results"
+_what = partial(typer.Option, rich_help_panel="What runs")
+_how = partial(typer.Option, rich_help_panel="How it is measured")
+_results = partial(typer.Option, rich_help_panel="Results")
 
 
 @with_options(quality=Quality)
 def bench(
     context: typer.Context,
     quality: Quality,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", metavar="MODEL", help="v1: v1-4's shapes, random; or any.", rich_help_panel=_WHAT
-        ),
-    ] = "v1",
-    contenders: Annotated[
-        str,
-        typer.Option(
-            metavar="A,B…", help="Who takes part. [dim]\\[all that are worth it][/dim]", rich_help_panel=_WHAT
-        ),
-    ] = "",
-    what: Annotated[
-        str, typer.Option(metavar="A,B…", help="Of step, decode and image.", rich_help_panel=_WHAT)
-    ] = "step",
-    size: Annotated[
-        int | None,
-        typer.Option(metavar="PX", help="Side of the pictures. [dim]\\[the model's][/dim]", rich_help_panel=_WHAT),
-    ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Pictures together.", rich_help_panel=_WHAT)] = 1,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, mps.", rich_help_panel=_WHAT)] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, float32, float16, bfloat16.", rich_help_panel=_WHAT)
-    ] = "auto",
-    rounds: Annotated[
-        int, typer.Option(metavar="N", help="Turns of each; medians are shown.", rich_help_panel=_HOW)
-    ] = 3,
-    steps: Annotated[
-        int, typer.Option("--steps", "-S", metavar="N", help="Guided steps in a turn.", rich_help_panel=_HOW)
-    ] = 1,
-    image_steps: Annotated[int, typer.Option(metavar="N", help="Steps of a whole picture.", rich_help_panel=_HOW)] = 50,
-    threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Of each. [dim]\\[each program's own choice][/dim]", rich_help_panel=_HOW),
-    ] = None,
+    model: Annotated[str, _what("--model", "-m", metavar="MODEL", help="v1: v1-4's shapes, random; or any.")] = "v1",
+    contenders: Annotated[str, _what(metavar="A,B…", help="Who takes part. [dim]\\[all that are worth it][/dim]")] = "",
+    what: Annotated[str, _what(metavar="A,B…", help="Of step, decode and image.")] = "step",
+    size: Annotated[int | None, _what(metavar="PX", help="Side of the pictures. [dim]\\[the model's][/dim]")] = None,
+    batch: Annotated[int, _what(metavar="N", help="Pictures together.")] = 1,
+    device: Annotated[str, _what(metavar="NAME", help="cpu, cuda, mps.")] = "cpu",
+    dtype: Annotated[str, _what(metavar="NAME", help="auto, float32, float16, bfloat16.")] = "auto",
+    rounds: Annotated[int, _how(metavar="N", help="Turns of each; medians are shown.")] = 3,
+    steps: Annotated[int, _how("--steps", "-S", metavar="N", help="Guided steps in a turn.")] = 1,
+    image_steps: Annotated[int, _how(metavar="N", help="Steps of a whole picture.")] = 50,
+    threads: Annotated[int | None, _how(metavar="N", help="Of each. [dim]\\[each program's own choice][/dim]")] = None,
     fresh: Annotated[
         bool | None,
-        typer.Option(
+        _how(
             "--fresh/--no-fresh",
             metavar="",
             help="A new process a turn: less memory, loading measured each time. [dim]\\[if memory is short][/dim]",
-            rich_help_panel=_HOW,
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FILE", help="Everything that was measured, as JSON.", rich_help_panel=_RESULTS
-        ),
+        Path | None, _results("--out", "-o", metavar="FILE", help="Everything that was measured, as JSON.")
     ] = None,
     plot_file: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="FILE", help="The table as .svg, .png or .pdf.", rich_help_panel=_RESULTS),
+        Path | None, _results("--plot", metavar="FILE", help="The table as .svg, .png or .pdf.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ from sfumato.files import user_path
 if TYPE_CHECKING:
     from sfumato.report.features.network import Network
 
-_PANEL = "What presets give up"
+_quality = partial(typer.Option, rich_help_panel="What presets give up")
 _FALLBACK = "pocket"  # random weights paint nothing to look at
 
 
@@ -27,42 +28,24 @@ class Quality:
 
     sheet: Annotated[
         Path | None,
-        typer.Option(
+        _quality(
             "--quality",
             metavar="FILE",
             help="In place of speed: paint by every preset of --model (pocket, unless given); the sheet's file.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="What to paint. [dim]\\[eight words pocket knows][/dim]", rich_help_panel=_PANEL
-        ),
+        Path | None, _quality(metavar="FILE", help="What to paint. [dim]\\[eight words pocket knows][/dim]")
     ] = None
     guidance_scale: Annotated[
         float | None,
-        typer.Option(
-            "--guidance-scale",
-            "-g",
-            metavar="X",
-            help="Of all pictures. [dim]\\[the model's][/dim]",
-            rich_help_panel=_PANEL,
-        ),
+        _quality("--guidance-scale", "-g", metavar="X", help="Of all pictures. [dim]\\[the model's][/dim]"),
     ] = None
     reference: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Real pictures to compare all with. [dim]\\[exact's own][/dim]",
-            rich_help_panel=_PANEL,
-        ),
+        Path | None, _quality(metavar="FOLDER", help="Real pictures to compare all with. [dim]\\[exact's own][/dim]")
     ] = None
     clip: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="A CLIP model, for how well pictures fit their words.", rich_help_panel=_PANEL
-        ),
+        Path | None, _quality(metavar="FOLDER", help="A CLIP model, for how well pictures fit their words.")
     ] = None
 
 

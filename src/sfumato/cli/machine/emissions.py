@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,38 +19,21 @@ if TYPE_CHECKING:
 
     from sfumato.report.emissions.estimate import Constant, Estimate
 
-_WHAT, _WHERE = "What ran", "Where"
+_what = partial(typer.Option, rich_help_panel="What ran")
+_where = partial(typer.Option, rich_help_panel="Where")
 _LEAST = 0.01  # of an equivalent, to be worth a line
 
-Hardware = Annotated[
-    str | None, typer.Option("--hardware", metavar="NAME", help="Device, as 'A100 SXM4 40GB'.", rich_help_panel=_WHAT)
-]
-Watts = Annotated[
-    float | None, typer.Option(metavar="W", help="A device's power, if not the table's.", rich_help_panel=_WHAT)
-]
-Hours = Annotated[float | None, typer.Option(metavar="H", help="How long each device ran.", rich_help_panel=_WHAT)]
-Count = Annotated[float, typer.Option(metavar="N", help="Devices.", rich_help_panel=_WHAT)]
-Run = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Hours and device from a training run.", rich_help_panel=_WHAT)
-]
-Measure = Annotated[
-    bool, typer.Option("--measure", metavar="", help="Run COMMAND and measure, by codecarbon.", rich_help_panel=_WHAT)
-]
-Region = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Country, us/STATE, or a provider's, as aws/us-east-1.", rich_help_panel=_WHERE),
-]
-Provider = Annotated[str | None, typer.Option(metavar="NAME", help="aws, azure or gcp.", rich_help_panel=_WHERE)]
-Intensity = Annotated[
-    float | None, typer.Option(metavar="KG", help="The grid's kg CO2eq a kWh, if known.", rich_help_panel=_WHERE)
-]
+Hardware = Annotated[str | None, _what("--hardware", metavar="NAME", help="Device, as 'A100 SXM4 40GB'.")]
+Watts = Annotated[float | None, _what(metavar="W", help="A device's power, if not the table's.")]
+Hours = Annotated[float | None, _what(metavar="H", help="How long each device ran.")]
+Count = Annotated[float, _what(metavar="N", help="Devices.")]
+Run = Annotated[Path | None, _what(metavar="FOLDER", help="Hours and device from a training run.")]
+Measure = Annotated[bool, _what("--measure", metavar="", help="Run COMMAND and measure, by codecarbon.")]
+Region = Annotated[str | None, _where(metavar="NAME", help="Country, us/STATE, or a provider's, as aws/us-east-1.")]
+Provider = Annotated[str | None, _where(metavar="NAME", help="aws, azure or gcp.")]
+Intensity = Annotated[float | None, _where(metavar="KG", help="The grid's kg CO2eq a kWh, if known.")]
 Pue = Annotated[
-    float | None,
-    typer.Option(
-        metavar="X",
-        help="Energy of the data centre over its computers'. [dim]\\[not counted][/dim]",
-        rich_help_panel=_WHERE,
-    ),
+    float | None, _where(metavar="X", help="Energy of the data centre over its computers'. [dim]\\[not counted][/dim]")
 ]
 
 

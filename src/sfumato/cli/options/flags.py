@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, get_args
 
 import typer
@@ -18,6 +19,11 @@ from sfumato.pipeline.request import LongPrompts, Noise, PromptSyntax
 PICTURE, SAMPLING, IMAGES, MODEL, OUTPUT = "Picture", "Sampling", "From a picture", "Model", "Output"
 
 PANELS = (PICTURE, SAMPLING, IMAGES, MODEL, OUTPUT)
+
+picture_option = partial(typer.Option, rich_help_panel=PICTURE)
+images_option = partial(typer.Option, rich_help_panel=IMAGES)
+model_option = partial(typer.Option, rich_help_panel=MODEL)
+output_option = partial(typer.Option, rich_help_panel=OUTPUT)
 
 SafetyPolicy = Literal["off", "flag", "blur", "block"]
 SAFETY_POLICIES: tuple[SafetyPolicy, ...] = get_args(SafetyPolicy)
@@ -244,13 +250,7 @@ RUN_FLAGS = (
 
 Out = Annotated[
     str | None,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="PATH",
-        help="The file's name, or a folder. [dim]\\[pictures][/dim]",
-        rich_help_panel=OUTPUT,
-    ),
+    output_option("--out", "-o", metavar="PATH", help="The file's name, or a folder. [dim]\\[pictures][/dim]"),
 ]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON document on stdout.", rich_help_panel=OUTPUT)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace files.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, output_option("--json", metavar="", help="One JSON document on stdout.")]
+Overwrite = Annotated[bool, output_option("--overwrite", metavar="", help="Replace files.")]
