@@ -27,7 +27,7 @@ class InvalidConfig(SfumatoError, ValueError):
 
 
 class ModelNotFound(SfumatoError, FileNotFoundError):
-    """No model of that name, path or Hub id."""
+    """There is no model of that name, path or Hub id."""
 
     exit_code = 2
 

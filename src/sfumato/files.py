@@ -45,7 +45,7 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # some ne
 
 
 def plain_name(name: str, *, what: str = "name") -> str:
-    """`name` itself if it is one harmless path component on every system, else `InvalidRequest`.
+    """Give `name` back if it is one harmless path component on every system, else raise `InvalidRequest`.
 
     Refused: separators, `.` and `..`, a leading dot, control characters, a trailing dot or space, characters and device
     names Windows reserves, and more than 200 bytes of UTF-8. `what` names the value in the message.

@@ -34,7 +34,10 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """`auto` is cuda (NVIDIA or ROCm), else mps, else cpu. Asking for a device that isn't there is `InvalidRequest`."""
+    """Resolve a device's name; `auto` is cuda (NVIDIA or ROCm), else mps, else cpu.
+
+    Raises `InvalidRequest` for a device that isn't there.
+    """
     import torch
 
     if name == "auto":
@@ -112,7 +115,7 @@ def bound_openmp_waiting(environment: MutableMapping[str, str]) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had there, None where nobody says: what is available on the machine, within what a
+    """Bytes that can still be had on a device, None where nobody says: what is available on the machine, within what a
     control group (a container's) leaves; on a GPU, what is free and what torch holds unused."""
     import torch
 
@@ -123,7 +126,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def free_system_memory() -> int | None:
-    """`free_memory` of the CPU, told without torch."""
+    """Free memory of the CPU in bytes, as `free_memory`, but told without torch."""
     limits = [left for left in (_available(), *_group_leaves()) if left is not None]
     return min(limits, default=None)
 

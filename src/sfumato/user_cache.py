@@ -16,7 +16,7 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheKind:
-    """`pattern` finds its entries right in the cache's folder."""
+    """A kind of cache entries: `pattern` finds them right in the cache's folder."""
 
     pattern: str
     about: str

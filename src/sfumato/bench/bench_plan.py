@@ -24,7 +24,8 @@ _LIMITS = {"steps": MAX_STEPS, "rounds": 1000, "batch": 256, "image_steps": MAX_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`rounds` times every contender gets its turn, in which it takes `steps` guided steps of `batch` pictures each.
+    """What a benchmark measures: `rounds` times every contender gets its turn, in which it takes `steps` guided steps
+    of `batch` pictures each.
 
     `model` is "v1" (random weights) or any model's name or path; `size` is the pictures' side in pixels, None for the
     model's own; `threads` None leaves each program its own choice; `image_steps` are those of a whole picture.

@@ -39,7 +39,7 @@ class Worker:
     first: dict[str, Any]
 
     def ask(self, do: str, argument: object = None, *, patience: float | None = None) -> dict[str, Any]:
-        """Have it take its turn, in `patience` seconds. Raises `ContenderFailed`."""
+        """Have the contender take its turn, in `patience` seconds. Raises `ContenderFailed`."""
         return _exchange(self.process, self.errors, {"do": do, "with": argument}, patience)
 
 

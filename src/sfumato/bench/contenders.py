@@ -22,7 +22,8 @@ _ONLY_IF_NAMED = frozenset({"winograd-plain", "compile", "graph", "diffusers-com
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """`packages` are what it imports; `extra` of ours brings them. `dtype` None is the plan's."""
+    """A way to make pictures that is measured; `packages` are what it imports, `extra` of ours brings them. `dtype`
+    None is the plan's."""
 
     name: str
     kind: Kind

@@ -61,7 +61,8 @@ class CallOptions:
 
     @classmethod
     def of(cls, arguments: Mapping[str, object]) -> Self:
-        """Make them of what a call was given. `InvalidRequest` names an argument we don't have, unless it is None."""
+        """Make the options of what a call was given. `InvalidRequest` names an argument we don't have, unless it is
+        None."""
         known = {field.name for field in fields(cls)}
         for name, value in arguments.items():
             if name not in known | _WITHOUT_EFFECT and value is not None:

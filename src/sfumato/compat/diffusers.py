@@ -168,8 +168,8 @@ class StableDiffusionImg2ImgPipeline(_Pipeline):
         init_image: Image.Image | None = None,
         **options: object,
     ) -> Output:
-        """`image` (once called `init_image`) is one PIL picture; its size, rounded down to multiples of 8, is the
-        result's. `options` are those of `CallOptions`. Raises `InvalidRequest`.
+        """Make pictures from a picture: `image` (once called `init_image`) is one PIL picture; its size, rounded down
+        to multiples of 8, is the result's. `options` are those of `CallOptions`. Raises `InvalidRequest`.
         """
         return self._run(
             prompt,
@@ -200,9 +200,9 @@ class StableDiffusionInpaintPipeline(_Pipeline):
         latents: Tensor | None = None,
         **options: object,
     ) -> Output:
-        """`image` (once called `init_image`) and `mask_image`, white where to paint, are PIL pictures, resized to
-        `width` and `height` or the model's size. `latents` and `options` as in `StableDiffusionPipeline`. Raises
-        `InvalidRequest`.
+        """Make a picture's masked part anew: `image` (once called `init_image`) and `mask_image`, white where to paint,
+        are PIL pictures, resized to `width` and `height` or the model's size. `latents` and `options` as in
+        `StableDiffusionPipeline`. Raises `InvalidRequest`.
         """
         size = self.pipeline.model.size
         return self._run(

@@ -185,7 +185,7 @@ class LoadedPipeline:
 
     @property
     def feature_extractor(self) -> None:
-        """None: the safety checker here prepares its pictures itself."""
+        """Give None: the safety checker here prepares its pictures itself."""
 
     @property
     def vae_scale_factor(self) -> int:

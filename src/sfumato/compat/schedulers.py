@@ -73,9 +73,9 @@ _SOLVER_TYPES = ("midpoint", "heun", "logrho", "bh1", "bh2")
 
 
 class PNDMScheduler(Scheduler):
-    """`plms`: the original's default. The Runge-Kutta start (`skip_prk_steps=False`) is not supported, nor "linspace",
-    where diffusers steps between timesteps that aren't on its list (as it does for "trailing" unless the number of
-    steps divides 1000).
+    """The sampler `plms`: the original's default. The Runge-Kutta start (`skip_prk_steps=False`) is not supported, nor
+    "linspace", where diffusers steps between timesteps that aren't on its list (as it does for "trailing" unless the
+    number of steps divides 1000).
     """
 
     kind = _kind(
@@ -87,13 +87,13 @@ class PNDMScheduler(Scheduler):
 
 
 class LMSDiscreteScheduler(Scheduler):
-    """`k_lms`."""
+    """The sampler `k_lms`."""
 
     kind = _kind("k_lms", sigmas=_ALL_SIGMAS, sigmas_from_linspace=True)
 
 
 class DDIMScheduler(Scheduler):
-    """`ddim`; its η is the pipeline's `eta`. `timestep_spacing` as with `PNDMScheduler`."""
+    """The sampler `ddim`; its η is the pipeline's `eta`. `timestep_spacing` as with `PNDMScheduler`."""
 
     kind = _kind(
         "ddim",
@@ -105,7 +105,7 @@ class DDIMScheduler(Scheduler):
 
 
 class DDPMScheduler(Scheduler):
-    """`ddpm`."""
+    """The sampler `ddpm`."""
 
     kind = _kind(
         "ddpm",
@@ -116,7 +116,7 @@ class DDPMScheduler(Scheduler):
 
 
 class EulerDiscreteScheduler(Scheduler):
-    """`euler`."""
+    """The sampler `euler`."""
 
     kind = _kind(
         "euler",
@@ -133,13 +133,13 @@ class EulerDiscreteScheduler(Scheduler):
 
 
 class EulerAncestralDiscreteScheduler(Scheduler):
-    """`euler_ancestral`."""
+    """The sampler `euler_ancestral`."""
 
     kind = _kind("euler_ancestral")
 
 
 class HeunDiscreteScheduler(Scheduler):
-    """`heun`."""
+    """The sampler `heun`."""
 
     kind = _kind(
         "heun",
@@ -152,19 +152,20 @@ class HeunDiscreteScheduler(Scheduler):
 
 
 class KDPM2DiscreteScheduler(Scheduler):
-    """`dpm2`."""
+    """The sampler `dpm2`."""
 
     kind = _kind("dpm2", training=_NARROW_BETAS, sigmas=_ALL_SIGMAS, sigmas_from_linspace=True)
 
 
 class KDPM2AncestralDiscreteScheduler(Scheduler):
-    """`dpm2_ancestral`. With `use_karras_sigmas` half the timesteps differ by a rounding: 1e-3 in the latents."""
+    """The sampler `dpm2_ancestral`. With `use_karras_sigmas` half the timesteps differ by a rounding: 1e-3 in the
+    latents."""
 
     kind = _kind("dpm2_ancestral", training=_NARROW_BETAS, sigmas=_ALL_SIGMAS, sigmas_from_linspace=True)
 
 
 class DPMSolverMultistepScheduler(Scheduler):
-    """`dpmpp_2m`, or with `algorithm_type="sde-dpmsolver++"` `dpmpp_2m_sde`."""
+    """The sampler `dpmpp_2m`, or with `algorithm_type="sde-dpmsolver++"` `dpmpp_2m_sde`."""
 
     kind = _kind(
         {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"},
@@ -184,7 +185,8 @@ class DPMSolverMultistepScheduler(Scheduler):
 
 
 class DPMSolverSDEScheduler(Scheduler):
-    """`dpmpp_sde`. Its noise is ours, seeded from the generator, not torchsde's: the same seeds give other pictures."""
+    """The sampler `dpmpp_sde`. Its noise is ours, seeded from the generator, not torchsde's: the same seeds give other
+    pictures."""
 
     kind = _kind(
         "dpmpp_sde",
@@ -196,7 +198,7 @@ class DPMSolverSDEScheduler(Scheduler):
 
 
 class UniPCMultistepScheduler(Scheduler):
-    """`unipc`."""
+    """The sampler `unipc`."""
 
     kind = _kind(
         "unipc",
@@ -219,7 +221,7 @@ class UniPCMultistepScheduler(Scheduler):
 
 
 class DEISMultistepScheduler(Scheduler):
-    """`deis`."""
+    """The sampler `deis`."""
 
     kind = _kind(
         {"deis": "deis", "dpmsolver": "deis", "dpmsolver++": "deis"},  # all of them made "deis" by diffusers
@@ -235,7 +237,7 @@ class DEISMultistepScheduler(Scheduler):
 
 
 class LCMScheduler(Scheduler):
-    """`lcm`, on the 50 timesteps such models are distilled on."""
+    """The sampler `lcm`, on the 50 timesteps such models are distilled on."""
 
     kind = _kind(
         "lcm",

@@ -49,7 +49,7 @@ class Stream:
         return low + (high - low) * ((self.bits64() >> 11) * _TWO_53)
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """Draw true with this probability."""
         return self.uniform() < probability
 
     def choice(self, options: Sequence[T]) -> T:

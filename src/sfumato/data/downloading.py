@@ -108,8 +108,9 @@ class DownloadOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadReport:
-    """`addresses` were tried and `pictures` had; `errors` counts the others by kind, `messages` by what was said.
-    `shards` have at least one picture. `unwanted` pictures have a hash on the list of removals: `shard` drops them."""
+    """What downloading came to: `addresses` were tried and `pictures` had; `errors` counts the others by kind,
+    `messages` by what was said. `shards` have at least one picture. `unwanted` pictures have a hash on the list of
+    removals: `shard` drops them."""
 
     addresses: int
     pictures: int

@@ -109,8 +109,8 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterReport:
-    """`files` were gone through. `funnel` says how many rows were left after each rule, the first entry being all of
-    them; `alone` how many each rule refuses by itself."""
+    """What filtering came to: `files` were gone through. `funnel` says how many rows were left after each rule, the
+    first entry being all of them; `alone` how many each rule refuses by itself."""
 
     files: int
     funnel: Mapping[str, int]

@@ -280,7 +280,7 @@ def part_path(folder: Path, number: int) -> Path:
 
 
 def pixels_hash(pixels: Pixels) -> int:
-    """63 bits of BLAKE2b over what is encoded."""
+    """Hash what is encoded: 63 bits of BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little") >> 1
 
 

@@ -32,7 +32,7 @@ class Rendered:
     """
 
     def __init__(self, folder: Path) -> None:
-        """`DataError` where the folder doesn't hold what `render` writes."""
+        """Raise `DataError` where the folder doesn't hold what `render` writes."""
         try:
             self.pixels: Pixels = np.load(folder / _PIXELS, mmap_mode="r", allow_pickle=False)
             lines = (folder / _RECORDS).read_text(encoding="utf-8").splitlines()

@@ -22,7 +22,8 @@ ALIKE = 4  # bits of 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """`problems` are lines that each name a file and, where it is about one, a sample; none means that all is well."""
+    """What verifying found: `problems` are lines that each name a file and, where it is about one, a sample; none means
+    that all is well."""
 
     shards: int
     samples: int

@@ -67,7 +67,8 @@ class ShardOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReport:
-    """`samples` were looked at and `kept`; `left_out` counts the others by reason; `folders` counts what is in each."""
+    """What making shards came to: `samples` were looked at and `kept`; `left_out` counts the others by reason;
+    `folders` counts what is in each."""
 
     samples: int
     kept: int

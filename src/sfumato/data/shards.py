@@ -46,7 +46,7 @@ class ShardSet:
     """
 
     def __init__(self, shards: Sequence[Shard], scanned: Sequence[tar_index.Index] = ()) -> None:
-        """`scanned` holds the indices of shards that have none beside them."""
+        """Number the shards' samples; `scanned` holds the indices of shards that have none beside them."""
         self.shards = tuple(shards)
         self._scanned = tuple(scanned)
         self._ends = tuple(itertools.accumulate(shard.samples for shard in self.shards))

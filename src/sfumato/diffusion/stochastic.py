@@ -17,7 +17,7 @@ from sfumato.diffusion.integration import After, Denoise, Noise, Step, proceed
 
 
 def ancestral_split(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
-    """(down, up): go down to σ_down deterministically, then add σ_up of noise to be at σ′.
+    """Split a step into (down, up): go down to σ_down deterministically, then add σ_up of noise to be at σ′.
 
     Song et al. 2020 (DDIM), eq. 16, in σ-space; η = 1 is the DDPM posterior (Ho et al. 2020, eq. 7).
     """

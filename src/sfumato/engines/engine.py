@@ -15,8 +15,8 @@ from sfumato.models.unet_inputs import UNetInputs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """`unet` makes the answers, (k·B, C, h, w) of the model's dtype; `encode` and `decode` take and return what the
-    autoencoder's methods do.
+    """How the networks are executed: `unet` makes the answers, (k·B, C, h, w) of the model's dtype; `encode` and
+    `decode` take and return what the autoencoder's methods do.
 
     `name` is what runs, which may be another engine than was asked for; asking for it gives the same again.
     What of `UNetInputs` only some engines take: `guides` says so for `factors`, which make the answer a guided one,

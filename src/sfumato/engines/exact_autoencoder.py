@@ -21,7 +21,7 @@ from sfumato.nn.typed_modules import typed_module, typed_modules
 
 
 class ExactAutoencoder:
-    """`encode` and `decode` as the module's."""
+    """The autoencoder over `Kernels`, `encode` and `decode` as the module's."""
 
     def __init__(self, autoencoder: Autoencoder, kernels: Kernels) -> None:
         self.autoencoder, self.kernels = autoencoder, kernels
@@ -70,7 +70,7 @@ class ExactAutoencoder:
         return x
 
     def middle(self, block: MidBlock, x: Tensor) -> Tensor:
-        """`MidBlock.forward` on (B, H, W, C)."""
+        """Run `MidBlock.forward` on (B, H, W, C)."""
         first, last = typed_modules(block.resnets, ResnetBlock)
         (layer,) = typed_modules(block.attentions, PixelAttention)
         return resnet(self.kernels, last, self._attention(layer, resnet(self.kernels, first, x)))

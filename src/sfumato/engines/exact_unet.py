@@ -166,7 +166,7 @@ class _Run:
 
 
 def resnet(kernels: Kernels, block: ResnetBlock, x: Tensor, channel: Tensor | None = None) -> Tensor:
-    """`ResnetBlock.forward` on (B, H, W, C); `channel` is the projected time, one row or one each."""
+    """Run `ResnetBlock.forward` on (B, H, W, C); `channel` is the projected time, one row or one each."""
     if channel is not None:
         channel = channel.expand(len(x), -1) if len(channel) == 1 else channel[: len(x)]
         channel = channel.contiguous()

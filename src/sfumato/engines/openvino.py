@@ -109,7 +109,7 @@ class OpenVinoUNet:
 
 
 class OpenVinoAutoencoder:
-    """`encode` and `decode` as the module's."""
+    """The autoencoder as OpenVINO runs it, `encode` and `decode` as the module's."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         def moments(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,8 @@ class _CannotError(Exception):
 
 
 def start(name: str, unet: UNet, autoencoder: Autoencoder, *, tiling: str = "auto", memory: str = "auto") -> Engine:
-    """The engine of that name for these modules. One that can't run them here says why in one line, and `eager` runs.
+    """Start the engine of that name for a model's modules. One that can't run them here says why in one line, and
+    `eager` runs.
 
     `tiling` is one of `names.TILINGS`, `memory` of `names.MEMORY_MODES`. Raises `InvalidRequest` for a name that is no
     engine or no tiling, `MissingExtra` for an engine whose packages aren't installed.

@@ -21,7 +21,7 @@ from sfumato.nn.typed_modules import typed_modules
 
 
 class StripAutoencoder:
-    """`encode` and `decode` as the module's; pictures pass one by one."""
+    """The autoencoder strip by strip, `encode` and `decode` as the module's; pictures pass one by one."""
 
     def __init__(self, autoencoder: Autoencoder, kernels: Kernels, *, frugal: bool) -> None:
         self.autoencoder, self.kernels, self.frugal = autoencoder, kernels, frugal

@@ -38,7 +38,7 @@ _LEAST_TILES, _LEAST_CHANNELS = 128, 256
 
 
 class TorchKernels:
-    """Any floating dtype."""
+    """`Kernels` in plain PyTorch, in any floating dtype."""
 
     name = "plain"
 

@@ -100,7 +100,7 @@ class AutoencoderConfig:
         )
 
     def to_published(self) -> dict[str, Any]:
-        """Inverse of `from_published`."""
+        """The published JSON of this config: the inverse of `from_published`."""
         levels = len(self.block_channels)
         return {
             "_class_name": "AutoencoderKL",

@@ -50,7 +50,7 @@ class ClipConfig:
         )
 
     def to_published(self) -> dict[str, Any]:
-        """Inverse of `from_published`."""
+        """The published JSON of this config: the inverse of `from_published`."""
         vision = self.vision
         return {
             "architectures": ["CLIPModel"],

@@ -63,7 +63,7 @@ class ClipTextConfig:
         )
 
     def to_published(self) -> dict[str, Any]:
-        """Inverse of `from_published`."""
+        """The published JSON of this config: the inverse of `from_published`."""
         return {
             "architectures": ["CLIPTextModel"],
             "model_type": "clip_text_model",

@@ -29,7 +29,8 @@ def model_index(
     requires_safety_checker: bool = False,
     guidance_scale: float | None = None,
 ) -> dict[str, Any]:
-    """`model_index.json` of a folder with this `scheduler_config.json` and, of `CHECKER_PARTS`, those in `checker`."""
+    """Make `model_index.json` of a folder with this `scheduler_config.json` and, of `CHECKER_PARTS`, those in
+    `checker`."""
     recommended = {} if guidance_scale is None else {GUIDANCE_ENTRY: guidance_scale}
     return {
         "_class_name": "StableDiffusionPipeline",

@@ -88,7 +88,7 @@ class UNetConfig:
         )
 
     def to_published(self) -> dict[str, Any]:
-        """Inverse of `from_published`."""
+        """The published JSON of this config: the inverse of `from_published`."""
         down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in self.attention]
         return {
             "_class_name": "UNet2DConditionModel",

@@ -20,7 +20,7 @@ class Pages(Protocol):
     """The memory of a mapped file behind a weight."""
 
     def release(self) -> None:
-        """Give it back to the system; it is read from the file again when it is needed."""
+        """Give the bytes back to the system; they are read from the file again when they are needed."""
         ...
 
 

@@ -53,7 +53,7 @@ class Batch:
 
     @property
     def request(self) -> Request:
-        """The settings all of them share."""
+        """The settings all requests of the batch share."""
         return self.requests[0]
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int, int]:

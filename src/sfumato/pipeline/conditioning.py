@@ -95,6 +95,6 @@ def stack(conditionings: Sequence[Conditioning]) -> Conditioning:
 
 
 def stackable(conditionings: Sequence[Conditioning]) -> bool:
-    """Whether `stack` can make one batch of them."""
+    """Whether `stack` can make one batch of the conditionings."""
     shapes = {(tuple(context.shape[1:] for context in c.contexts), c.weights) for c in conditionings}
     return len(shapes) == 1

@@ -72,7 +72,7 @@ def format_parameters(provenance: Provenance) -> str:
 
 
 def parse_parameters(text: str) -> Parameters:
-    """Read such a text, whoever wrote it. Spaces around lines are dropped; nothing in it is an error."""
+    """Read a text of parameters, whoever wrote it. Spaces around lines are dropped; nothing in it is an error."""
     lines = text.strip().split("\n")
     found = _SETTING.findall(lines[-1])
     settings = {name.strip(): _unquoted(value.strip()) for name, value in found}

@@ -61,7 +61,7 @@ class Pipeline:
 
     @property
     def safety(self) -> Policy:
-        """What happens to flagged pictures. A name that is no policy is `InvalidRequest`."""
+        """What happens to flagged pictures. Setting a name that is no policy raises `InvalidRequest`."""
         return self._safety
 
     @safety.setter
@@ -199,7 +199,8 @@ class Pipeline:
     def stream(
         self, prompt: str | Request | Sequence[str | Request], **options: Any
     ) -> Iterator[Progress | Generation]:
-        """`generate` as an iterator over its progress; the `Generation` comes last. Closing it stops the work."""
+        """Make pictures as `generate`, an iterator over its progress; the `Generation` comes last. Closing it stops the
+        work."""
         events: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
         cancellation = options.pop("cancellation", None) or Cancellation()
         with ThreadPoolExecutor(1, thread_name_prefix="sfumato-stream") as pool:

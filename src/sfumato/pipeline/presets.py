@@ -20,7 +20,7 @@ _EVERY_SIGMA = 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """`fields` are a request's; those that aren't named stay what they are."""
+    """A name for several settings: `fields` are a request's; those that aren't named stay what they are."""
 
     name: str
     description: str

@@ -232,7 +232,7 @@ def check_effect(request: Request, named: Collection[str] = ()) -> None:
 
 
 def counted(requests: Sequence[Request], count: int) -> list[Request]:
-    """`count` requests for each, picture i on seed + i. Raises `InvalidRequest`."""
+    """Make `count` requests of each, picture i on seed + i. Raises `InvalidRequest`."""
     count = _integer("count", count, 1, MAX_COUNT)
     highest = max(request.seed for request in requests)
     if highest + count - 1 > MAX_SEED:

@@ -91,7 +91,7 @@ def slug(prompt: str) -> str:
 
 
 def picture_suffix(suffix: str) -> str:
-    """`suffix` in lower case, if we write that format here, else `InvalidRequest`."""
+    """Give `suffix` in lower case, if we write that format here, else raise `InvalidRequest`."""
     lower = suffix.lower()
     if lower not in _ENCODERS:
         raise InvalidRequest(f"pictures can't be written as {suffix!r}: use {', '.join(_ENCODERS)}")

@@ -42,7 +42,7 @@ class Axis:
 
 
 def parse_axis(text: str) -> Axis:
-    """`field=a,b,c` → the axis; `\\,` is a comma within a value. `InvalidRequest` names what is wrong."""
+    """Read `field=a,b,c` as an axis; `\\,` is a comma within a value. Raises `InvalidRequest` naming what is wrong."""
     name, equals, values = text.partition("=")
     if not equals:
         raise InvalidRequest(f"the axis {text!r} has no values: write it as field=a,b,c")

@@ -57,7 +57,8 @@ class TrainState:
         return {name: gather(tensor).to("cpu", copy=True) for name, tensor in self.tensors().items()}
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Inverse of `snapshot`. `CheckpointError` where names or shapes are not this model's."""
+        """Take the state from tensors of any shape, the inverse of `snapshot`. Raises `CheckpointError` where names or
+        shapes are not this model's."""
         _fill(self.module, within(tensors, _MODEL))
         for prefix, ema in self._prefixes().items():
             _fill(ema.module, within(tensors, prefix))

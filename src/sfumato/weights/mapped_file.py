@@ -103,7 +103,7 @@ class MappedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """`info`, and where the first element is (byte `start` of `file`), with strides in elements.
+    """A tensor in a file: `info`, and where the first element is (byte `start` of `file`), with strides in elements.
 
     Readers make these only after checking that every element lies within the file.
     """

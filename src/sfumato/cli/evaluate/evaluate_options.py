@@ -93,7 +93,7 @@ def networks(
 
 
 def statistics_files(given: list[str] | None) -> dict[str, Path]:
-    """`space=file` texts as a mapping. `InvalidRequest` for any that isn't one."""
+    """Read `space=file` texts as a mapping. Raises `InvalidRequest` for any that isn't one."""
     found = {}
     for text in given or ():
         space, equals, path = text.partition("=")

@@ -25,7 +25,8 @@ ANIMATED = (".gif", ".webp", ".mp4")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """`file` is the one file to write, or None for numbered files in `folder`; `suffix` is the pictures' format."""
+    """Where pictures go: `file` is the one file to write, or None for numbered files in `folder`; `suffix` is the
+    pictures' format."""
 
     folder: Path
     file: Path | None

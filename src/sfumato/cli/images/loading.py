@@ -22,7 +22,8 @@ class Models:
         self._loaded: tuple[tuple[str, str | None], Pipeline] | None = None
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Find what can't be made of these before any picture is made. Each model is loaded, the first one last."""
+        """Find what can't be made of the requests before any picture is made. Each model is loaded, the first one
+        last."""
         groups: dict[tuple[str, str | None], list[Request]] = {}
         for request in requests:
             groups.setdefault((request.model, request.vae), []).append(request)

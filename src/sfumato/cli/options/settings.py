@@ -96,7 +96,7 @@ class Settings:
             return Request(**with_changes)
 
     def check_effects(self, requests: Sequence[Request]) -> None:
-        """Raise `InvalidRequest` where a flag has no effect on one of these."""
+        """Raise `InvalidRequest` where a flag has no effect on one of the requests."""
         flags = [name for name, origin in self.origins.items() if not origin]
         for request in requests:
             check_effect(request, flags)

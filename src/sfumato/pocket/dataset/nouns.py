@@ -108,7 +108,7 @@ def with_article(phrase: str) -> str:
 
 
 def plural_of(word: str) -> str:
-    """Two of them, by the rules of spelling or the list of exceptions."""
+    """The plural of a noun, by the rules of spelling or the list of exceptions."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if word.endswith("man") and word != "human":

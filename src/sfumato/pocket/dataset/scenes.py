@@ -121,7 +121,7 @@ class Scene:
     captions: tuple[str, ...]
 
     def truth(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """All of the scene as plain JSON values."""
         return {
             "kind": self.kind,
             "style": self.style,
@@ -235,7 +235,7 @@ class SceneSet:
         return list(_PLANS)[bisect.bisect_right(ends, stream.uniform(0, ends[-1]))]
 
     def background(self, subjects: Sequence[Subject], stream: Stream) -> str:
-        """A colour that all of them stand out from and that the part allows; white always fits.
+        """A colour that all sprites stand out from and that the part allows; white always fits.
 
         In the held-out part a pair that is held out itself may have any such colour; anything else needs one that is.
         """

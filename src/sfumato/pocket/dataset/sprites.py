@@ -49,7 +49,7 @@ class Sprite:
     """One emoji without its transparent border, at any size."""
 
     def __init__(self, picture: Image.Image, name: str) -> None:
-        """`DataError` for a picture in which nothing is to be seen."""
+        """Raise `DataError` for a picture in which nothing is to be seen."""
         box = picture.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha >= _SEEN)).getbbox()
         if box is None:
             raise DataError(f"{name} is an empty picture: leave it out")

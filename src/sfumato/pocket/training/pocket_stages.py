@@ -174,7 +174,7 @@ class Pocket:
         return training.run.steps
 
     def autoencoder(self) -> Autoencoder:
-        """The one whose latents the diffusion model knows, with the newest decoder there is."""
+        """The autoencoder whose latents the diffusion model knows, with the newest decoder there is."""
         if not self._begun(DECODER):
             return self.latent_autoencoder
         return autoencoder_of_run(self.folder / DECODER)

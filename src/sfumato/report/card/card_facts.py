@@ -123,7 +123,7 @@ def facts_in(folder: Path) -> CardFacts:
 
 
 def completed(facts: CardFacts, others: CardFacts) -> CardFacts:
-    """`facts`, with `others` where they say nothing."""
+    """Complete `facts` with `others` where they say nothing."""
     silent = {
         field.name: getattr(others, field.name)
         for field in dataclasses.fields(CardFacts)

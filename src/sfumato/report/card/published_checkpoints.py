@@ -36,7 +36,7 @@ def misuse_of_any() -> tuple[str, ...]:
 
 
 def published_name(hub_id: str | None) -> str | None:
-    """ "v1-4" for "CompVis/stable-diffusion-v1-4"; None for any other model."""
+    """The short name: "v1-4" for "CompVis/stable-diffusion-v1-4"; None for any other model."""
     return next((name for name in PUBLISHED if ALIASES[name] == hub_id), None)
 
 

@@ -112,7 +112,7 @@ def make_plan(protocol: Protocol, models: Sequence[tuple[str, str]], prompts: Pr
 
 
 def labelled(model: str) -> tuple[str, str]:
-    """`label=model`, or a model whose label is its file's or folder's name."""
+    """Split `label=model`, or a model whose label is its file's or folder's name."""
     label, equals, rest = model.partition("=")
     if equals and re.fullmatch(r"[\w.-]+", label):
         return label, rest

@@ -41,7 +41,7 @@ class PromptList:
         return [prompt.text for prompt in self.prompts]
 
     def first(self, count: int) -> PromptList:
-        """The first `count` of them, a list with its own hash."""
+        """The first `count` prompts, a list with its own hash."""
         return self if count >= len(self.prompts) else pinned(self.prompts[:count])
 
 

@@ -13,7 +13,8 @@ Floats = NDArray[np.float64]
 
 
 def feature_set(values: NDArray[Any], what: str = "features") -> Floats:
-    """`values` (N, D) as float64. `InvalidRequest` for fewer than two rows, another shape, or numbers that are none."""
+    """Take `values` (N, D) as float64. Raises `InvalidRequest` for fewer than two rows, another shape, or numbers that
+    are none."""
     features = np.asarray(values, dtype=np.float64)
     if features.ndim != 2 or features.shape[1] == 0:
         raise InvalidRequest(f"{what} must be rows of features, not of shape {features.shape}")

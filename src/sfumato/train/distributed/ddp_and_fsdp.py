@@ -40,7 +40,7 @@ class LossModule(nn.Module):
 
 
 def distributed(loss: LossModule, averages: Sequence[nn.Module], mode: Parallel, world: World) -> nn.Module:
-    """`loss` to be called by all of `world`, its gradients being means over the processes.
+    """Prepare `loss` to be called by all of `world`, its gradients being means over the processes.
 
     "ddp": a copy of everything in each process. "fsdp": weights, their averages, gradients and the optimiser's state
     are sharded among them (FSDP2), each block of the network being gathered while it computes.

@@ -243,7 +243,7 @@ class _Encoder:
 
     @torch.inference_mode()
     def __call__(self, batch: Sequence[_Prepared]) -> Tensor:
-        """(n, 2, C, h, w) float16: mean and logvar. `NumericalError` names the sample."""
+        """Encode n samples to (n, 2, C, h, w) float16: mean and logvar. Raises `NumericalError` naming the sample."""
         pixels = torch.from_numpy(np.stack([sample.pixels for sample in batch])).to(self._device)
         pictures = scaled(pixels.permute(0, 3, 1, 2)).contiguous(memory_format=self._layout)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):

@@ -29,7 +29,8 @@ class Tracker(Protocol):
 
 
 def open_trackers(config: RunConfig, folder: Path, values: Mapping[str, Any], *, after: int) -> list[Tracker]:
-    """Open those that `config` asks for; steps beyond `after` will come again. `MissingExtra` says what to install."""
+    """Open the trackers that `config` asks for; steps beyond `after` will come again. `MissingExtra` says what to
+    install."""
     trackers: list[Tracker] = []
     if config.tensorboard:
         trackers.append(_TensorBoard(folder / TENSORBOARD, after))

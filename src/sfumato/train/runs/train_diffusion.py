@@ -162,7 +162,7 @@ def publish_diffusion(
 
 
 def scheduler_config(noise: NoiseConfig) -> dict[str, Any]:
-    """`scheduler_config.json`: the schedule that the model was trained with, and v1's sampler and its conventions.
+    """Make `scheduler_config.json`: the schedule that the model was trained with, and v1's sampler and its conventions.
 
     With zero terminal SNR the steps are spaced from the last timestep down, as Lin et al. (2023) ask for it: PNDM has
     no such schedule, so the sampler is DDIM then.

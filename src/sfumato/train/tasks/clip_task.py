@@ -82,7 +82,8 @@ class ClipTask:
         self.tokenizer = replace(tokenizer, max_length=config.text_encoder.positions)
 
     def build(self) -> nn.Module:
-        """Random weights, spread as OpenAI's code spreads them where torch's own spread would drown the rest."""
+        """The model with random weights, spread as OpenAI's code spreads them where torch's own spread would drown the
+        rest."""
         module = Clip(
             ClipConfig(text=self.config.text_encoder, vision=self.config.vision, eos_id=self.tokenizer.eos_id)
         )

@@ -120,7 +120,8 @@ class DiffusionTask:
         self._levels_by_device: dict[torch.device | None, NoiseLevels] = {None: self.levels}
 
     def build(self) -> nn.Module:
-        """Random weights. The head's components come from the stage before (`TextTask`), with its text encoder."""
+        """The networks with random weights. The head's components come from the stage before (`TextTask`), with its
+        text encoder."""
         unet, text_encoder = UNet(self.config.unet), ClipText(self.config.text_encoder)
         if not self.config.caption_head:
             return LatentDiffusion(unet, text_encoder)
