@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from sfumato.errors import OutputError
 from sfumato.pipeline.metadata import provenance_of
-from sfumato.serve.jobs import job_desk
+from sfumato.serve.jobs import dispatch, job_desk
+from sfumato.serve.jobs.job_record import Job, MadePicture
 from sfumato.serve.workers.fake_worker import CRASH, FAIL
 from support.serving import Served, served
 
@@ -283,6 +285,36 @@ def test_no_job_is_taken_on_a_full_disk(client: Served, monkeypatch: pytest.Monk
     monkeypatch.setattr(job_desk.shutil, "disk_usage", lambda _: usage)
     reply = client.post("/api/jobs", json={"request": {"prompt": "x"}})
     assert (reply.status_code, reply.json()["type"]) == (503, "urn:sfumato:storage-full")
+
+
+def test_a_job_that_cannot_be_written_is_refused_whole(client: Served, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OutputError("the disk is full")
+
+    kept = len(list(Path(client.desk.settings.folder, "jobs").iterdir()))
+    for holder in (client.desk.files, client.desk.store):
+        with monkeypatch.context() as patch:
+            patch.setattr(holder, "promise" if holder is client.desk.files else "add", full)
+            reply = client.post("/api/jobs", json={"request": {"prompt": "x"}})
+            assert (reply.status_code, reply.json()["type"]) == (503, "urn:sfumato:storage")
+    assert len(list(Path(client.desk.settings.folder, "jobs").iterdir())) == kept
+    assert client.ended(client.submit()["id"])["state"] == "finished"
+
+
+def test_a_picture_that_cannot_be_recorded_is_kept_and_recorded_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch, "_PAUSE", 0.01)
+    with served(tmp_path) as client:
+        record, failures = client.desk.store.add_picture, []
+
+        def sometimes_full(job: Job, picture: MadePicture) -> bool:
+            if len(failures) < 3:
+                failures.append(picture)
+                raise OutputError("the disk is full")
+            return record(job, picture)
+
+        monkeypatch.setattr(client.desk.store, "add_picture", sometimes_full)
+        (picture,) = client.ended(client.submit()["id"])["pictures"]
+        assert {failure.created for failure in failures} == {picture["created"]}  # the same file, not made again
 
 
 def test_health_and_metrics(client: Served):

@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from sfumato.errors import OutputError
+from sfumato.serve.jobs import store as store_module
 from sfumato.serve.jobs.job_files import JobFiles
 from sfumato.serve.jobs.recovery import lock_folder, open_store
 from sfumato.serve.jobs.schema import metadata
@@ -81,6 +82,16 @@ def test_an_index_of_a_newer_program_is_left_alone(folder: Path):
     with pytest.raises(OutputError, match="newer"):
         open_store(folder, JobFiles(folder))
     assert (folder / INDEX).read_bytes() == before
+
+
+def test_an_index_that_another_program_holds_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_module, "_PRAGMAS", ("busy_timeout=10",))
+    with sqlite3.connect(folder / INDEX) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+        connection.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(OutputError, match="locked"):
+            open_store(folder, JobFiles(folder))
+    assert not list(folder.glob("*damaged*"))
 
 
 def test_migrations_make_the_tables_that_the_program_uses(tmp_path: Path):

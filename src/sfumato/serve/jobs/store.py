@@ -31,6 +31,10 @@ _PRAGMAS = (
     "busy_timeout=5000",
     "secure_delete=ON",
 )
+# Codes of SQLite's that say something about the disk or another program, and nothing against the file.
+_NOT_THE_FILES_FAULT = tuple(
+    f"SQLITE_{name}" for name in ("READONLY", "CANTOPEN", "FULL", "IOERR", "BUSY", "LOCKED", "PERM", "NOMEM")
+)
 
 
 class BrokenIndex(SfumatoError):
@@ -42,7 +46,7 @@ class Store:
 
     `tell`, once set, is called with the events of each change, after the commit and in their order, in the thread that
     wrote.
-    Raises `BrokenIndex` for a damaged file, `OutputError` for one that a newer program made or that can't be written.
+    Raises `BrokenIndex` for a damaged file, `OutputError` for one that a newer program made or that can't be used now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,8 +65,10 @@ class Store:
             ) from error
         except DatabaseError as error:
             self.close()
-            if "readonly" in str(error.orig) or "unable to open" in str(error.orig):
-                raise OutputError(f"{path} can't be written: choose another folder") from error
+            if getattr(error.orig, "sqlite_errorname", "").startswith(_NOT_THE_FILES_FAULT):
+                raise OutputError(
+                    f"{path} can't be used ({error.orig}): make room for it, or serve elsewhere"
+                ) from error
             raise BrokenIndex(f"{path} is damaged: {error.orig}") from error
         except BrokenIndex:
             self.close()

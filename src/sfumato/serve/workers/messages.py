@@ -19,6 +19,7 @@ import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,5 +143,6 @@ def _outcome(unit: Unit, generate: Generate, telling: Telling, cancellation: Can
     except SfumatoError as error:
         return {"is": "failed", "code": type(error).__name__, "error": str(error)}
     except Exception as error:
-        return {"is": "failed", "code": "unexpected", "error": f"{type(error).__name__}: {error}"[:1000]}
+        traceback.print_exc()  # for whoever runs the server; who asked is told no more than that
+        return {"is": "failed", "code": "unexpected", "error": f"something unexpected: {type(error).__name__}"}
     return {"is": "done", "width": width, "height": height}
