@@ -23,32 +23,24 @@ _what = partial(typer.Option, rich_help_panel="What ran")
 _where = partial(typer.Option, rich_help_panel="Where")
 _LEAST = 0.01  # of an equivalent, to be worth a line
 
-Hardware = Annotated[str | None, _what("--hardware", metavar="NAME", help="Device, as 'A100 SXM4 40GB'.")]
-Watts = Annotated[float | None, _what(metavar="W", help="A device's power, if not the table's.")]
-Hours = Annotated[float | None, _what(metavar="H", help="How long each device ran.")]
-Count = Annotated[float, _what(metavar="N", help="Devices.")]
-Run = Annotated[Path | None, _what(metavar="FOLDER", help="Hours and device from a training run.")]
-Measure = Annotated[bool, _what("--measure", metavar="", help="Run COMMAND and measure, by codecarbon.")]
-Region = Annotated[str | None, _where(metavar="NAME", help="Country, us/STATE, or a provider's, as aws/us-east-1.")]
-Provider = Annotated[str | None, _where(metavar="NAME", help="aws, azure or gcp.")]
-Intensity = Annotated[float | None, _where(metavar="KG", help="The grid's kg CO2eq a kWh, if known.")]
-Pue = Annotated[
-    float | None, _where(metavar="X", help="Energy of the data centre over its computers'. [dim]\\[not counted][/dim]")
-]
-
 
 def emissions(
     command: Annotated[list[str] | None, typer.Argument(metavar="[-- COMMAND…]", help="What --measure runs.")] = None,
-    hardware: Hardware = None,
-    watts: Watts = None,
-    hours: Hours = None,
-    count: Count = 1.0,
-    run: Run = None,
-    measure: Measure = False,
-    region: Region = None,
-    provider: Provider = None,
-    intensity: Intensity = None,
-    pue: Pue = None,
+    hardware: Annotated[str | None, _what("--hardware", metavar="NAME", help="Device, as 'A100 SXM4 40GB'.")] = None,
+    watts: Annotated[float | None, _what(metavar="W", help="A device's power, if not the table's.")] = None,
+    hours: Annotated[float | None, _what(metavar="H", help="How long each device ran.")] = None,
+    count: Annotated[float, _what(metavar="N", help="Devices.")] = 1.0,
+    run: Annotated[Path | None, _what(metavar="FOLDER", help="Hours and device from a training run.")] = None,
+    measure: Annotated[bool, _what("--measure", metavar="", help="Run COMMAND and measure, by codecarbon.")] = False,
+    region: Annotated[
+        str | None, _where(metavar="NAME", help="Country, us/STATE, or a provider's, as aws/us-east-1.")
+    ] = None,
+    provider: Annotated[str | None, _where(metavar="NAME", help="aws, azure or gcp.")] = None,
+    intensity: Annotated[float | None, _where(metavar="KG", help="The grid's kg CO2eq a kWh, if known.")] = None,
+    pue: Annotated[
+        float | None,
+        _where(metavar="X", help="Energy of the data centre over its computers'. [dim]\\[not counted][/dim]"),
+    ] = None,
     reproduce_card: Annotated[
         bool, typer.Option("--reproduce-card", metavar="", help="The v1 card's figure, and others from its hours.")
     ] = False,

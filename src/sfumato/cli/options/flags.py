@@ -65,187 +65,152 @@ class Flag:
         return [choice for choice in self.choices if choice.startswith(incomplete)]
 
 
+_picture = partial(Flag, panel=PICTURE)
+_sampling = partial(Flag, panel=SAMPLING)
+_image = partial(Flag, panel=IMAGES)
+_model = partial(Flag, panel=MODEL)
+_output = partial(Flag, panel=OUTPUT)
+
 REQUEST_FLAGS = (
-    Flag(
+    _picture(
         name=PRESET,
         help=f"{', '.join(PRESETS)}: how much likeness to give up for time; other flags win.",
-        panel=PICTURE,
         metavar="NAME",
         default="exact",
         choices=tuple(PRESETS),
     ),
-    Flag(name="negative_prompt", short="-n", help="What the picture should not show.", panel=PICTURE),
-    Flag(
+    _picture(name="negative_prompt", short="-n", help="What the picture should not show."),
+    _picture(
         name="seed",
         help='The first picture\'s seed; the next ones count up. "random" draws one.',
-        panel=PICTURE,
         metavar="N",
         default="0",
     ),
-    Flag(name="width", short="-W", help="Pixels, a multiple of 8.", panel=PICTURE, metavar="PX", default="the model's"),
-    Flag(
-        name="height", short="-H", help="Pixels, a multiple of 8.", panel=PICTURE, metavar="PX", default="the model's"
-    ),
-    Flag(
+    _picture(name="width", short="-W", help="Pixels, a multiple of 8.", metavar="PX", default="the model's"),
+    _picture(name="height", short="-H", help="Pixels, a multiple of 8.", metavar="PX", default="the model's"),
+    _picture(
         name="guidance_scale",
         short="-g",
         help="How closely to follow the prompt; 1 is no guidance.",
-        panel=PICTURE,
         metavar="X",
         default="the model's, mostly 7.5",
     ),
-    Flag(
-        name="guidance_rescale",
-        help="Against washed-out colours at high guidance, 0 to 1.",
-        panel=PICTURE,
-        metavar="X",
-        default="0",
+    _picture(
+        name="guidance_rescale", help="Against washed-out colours at high guidance, 0 to 1.", metavar="X", default="0"
     ),
-    Flag(name="guidance_interval", help="Guide only for σ in this range.", panel=PICTURE, metavar="LOW:HIGH"),
-    Flag(
+    _picture(name="guidance_interval", help="Guide only for σ in this range.", metavar="LOW:HIGH"),
+    _picture(
         name="prompt_syntax",
         help="plain, or weighted: (word:1.2), \\[word], AND, BREAK.",
-        panel=PICTURE,
         metavar="NAME",
         default="plain",
         choices=get_args(PromptSyntax),
     ),
-    Flag(
+    _picture(
         name="long_prompts",
         help="Cut what doesn't fit and warn, or chunk it.",
-        panel=PICTURE,
         metavar="NAME",
         default="warn",
         choices=get_args(LongPrompts),
     ),
-    Flag(name="clip_skip", help="Text encoder layers to leave out.", panel=PICTURE, metavar="N", default="0"),
-    Flag(name="variation_seed", help="Mix in another seed's noise…", panel=PICTURE, metavar="N"),
-    Flag(name="variation_strength", help="…by this much, 0 to 1.", panel=PICTURE, metavar="X", default="0"),
-    Flag(
+    _picture(name="clip_skip", help="Text encoder layers to leave out.", metavar="N", default="0"),
+    _picture(name="variation_seed", help="Mix in another seed's noise…", metavar="N"),
+    _picture(name="variation_strength", help="…by this much, 0 to 1.", metavar="X", default="0"),
+    _sampling(
         name="sampler",
         short="-s",
         help="See [bold]sfumato samplers[/bold].",
-        panel=SAMPLING,
         metavar="NAME",
         default="plms",
         choices=tuple(SAMPLERS),
     ),
-    Flag(name="steps", short="-S", help="1 to 1000.", panel=SAMPLING, metavar="N", default="50"),
-    Flag(
+    _sampling(name="steps", short="-S", help="1 to 1000.", metavar="N", default="50"),
+    _sampling(
         name="spacing",
         help="How the steps are spread.",
-        panel=SAMPLING,
         metavar="NAME",
         default="the profile's",
         choices=tuple(SPACINGS),
     ),
-    Flag(
+    _sampling(
         name="profile",
         help="Whose conventions: same seed, same picture as there.",
-        panel=SAMPLING,
         metavar="NAME",
         default="diffusers",
         choices=tuple(PROFILES),
     ),
-    Flag(
-        name="noise",
-        help="Where the seed's numbers come from.",
-        panel=SAMPLING,
-        metavar="NAME",
-        default="cpu",
-        choices=get_args(Noise),
+    _sampling(
+        name="noise", help="Where the seed's numbers come from.", metavar="NAME", default="cpu", choices=get_args(Noise)
     ),
-    Flag(name="eta", help="DDIM's noise, 0 to 1.", panel=SAMPLING, metavar="X", default="0"),
-    Flag(
-        name="cache_interval",
-        help="Run all of the UNet every Nth call only (DeepCache).",
-        panel=SAMPLING,
-        metavar="N",
-        default="1",
+    _sampling(name="eta", help="DDIM's noise, 0 to 1.", metavar="X", default="0"),
+    _sampling(
+        name="cache_interval", help="Run all of the UNet every Nth call only (DeepCache).", metavar="N", default="1"
     ),
-    Flag(name="cache_depth", help="Outer layers the other calls still run.", panel=SAMPLING, metavar="N", default="1"),
-    Flag(
+    _sampling(name="cache_depth", help="Outer layers the other calls still run.", metavar="N", default="1"),
+    _sampling(
         name="token_merging",
         help="Share of tokens merged in the finest attention, 0 to 0.75.",
-        panel=SAMPLING,
         metavar="X",
         default="0",
     ),
-    Flag(name="rtol", help="Relative tolerance of dpm_adaptive.", panel=SAMPLING, metavar="X", default="0.05"),
-    Flag(name="atol", help="Absolute tolerance of dpm_adaptive.", panel=SAMPLING, metavar="X", default="0.0078"),
-    Flag(name="init_image", short="-i", help="Start from this picture.", panel=IMAGES, metavar="FILE"),
-    Flag(name="strength", help="How much of it to change, 0 to 1.", panel=IMAGES, metavar="X", default="0.75"),
-    Flag(name="mask", help="Repaint only where this picture is white.", panel=IMAGES, metavar="FILE"),
-    Flag(name="upscale", help="Enlarge, and go over it again: 1 to 8.", panel=IMAGES, metavar="X", default="1"),
-    Flag(name="upscale_strength", help="How much that changes, 0 to 1.", panel=IMAGES, metavar="X", default="0.6"),
-    Flag(name="model", short="-m", help="Name, path or Hub id.", panel=MODEL, metavar="MODEL", default="pocket"),
-    Flag(name="vae", help="Another autoencoder: file or folder.", panel=MODEL, metavar="PATH"),
+    _sampling(name="rtol", help="Relative tolerance of dpm_adaptive.", metavar="X", default="0.05"),
+    _sampling(name="atol", help="Absolute tolerance of dpm_adaptive.", metavar="X", default="0.0078"),
+    _image(name="init_image", short="-i", help="Start from this picture.", metavar="FILE"),
+    _image(name="strength", help="How much of it to change, 0 to 1.", metavar="X", default="0.75"),
+    _image(name="mask", help="Repaint only where this picture is white.", metavar="FILE"),
+    _image(name="upscale", help="Enlarge, and go over it again: 1 to 8.", metavar="X", default="1"),
+    _image(name="upscale_strength", help="How much that changes, 0 to 1.", metavar="X", default="0.6"),
+    _model(name="model", short="-m", help="Name, path or Hub id.", metavar="MODEL", default="pocket"),
+    _model(name="vae", help="Another autoencoder: file or folder.", metavar="PATH"),
 )
 
 LOAD_FLAGS = (
-    Flag(name="device", help="auto, cpu, cuda, cuda:N, mps.", panel=MODEL, metavar="NAME", default="auto"),
-    Flag(name="dtype", help="auto, float32, float16, bfloat16.", panel=MODEL, metavar="NAME", default="auto"),
-    Flag(
+    _model(name="device", help="auto, cpu, cuda, cuda:N, mps.", metavar="NAME", default="auto"),
+    _model(name="dtype", help="auto, float32, float16, bfloat16.", metavar="NAME", default="auto"),
+    _model(
         name="engine",
         help=f"What runs the networks: {', '.join(ENGINES)}.",
-        panel=MODEL,
         metavar="NAME",
         default="auto",
         choices=tuple(ENGINES),
     ),
-    Flag(
+    _model(
         name="memory",
         help="auto; lean or low read weights layer by layer from their file.",
-        panel=MODEL,
         metavar="NAME",
         default="auto",
         choices=tuple(MEMORY_MODES),
     ),
-    Flag(
+    _model(
         name="vae_tiling",
         help=f"How large pictures pass the VAE: {', '.join(TILINGS)}.",
-        panel=MODEL,
         metavar="NAME",
         default="the memory mode's",
         choices=tuple(TILINGS),
     ),
-    Flag(name="variant", help='A folder\'s other files, such as "fp16".', panel=MODEL, metavar="NAME"),
-    Flag(name="revision", help="Branch, tag or commit of a Hub model.", panel=MODEL, metavar="NAME"),
-    Flag(name="ema", help="A checkpoint's averaged weights.", panel=MODEL, default="ema", switch=True),
-    Flag(name="batch_size", help="Pictures that run together.", panel=MODEL, metavar="N", default="1 on a CPU, else 8"),
-    Flag(
+    _model(name="variant", help='A folder\'s other files, such as "fp16".', metavar="NAME"),
+    _model(name="revision", help="Branch, tag or commit of a Hub model.", metavar="NAME"),
+    _model(name="ema", help="A checkpoint's averaged weights.", default="ema", switch=True),
+    _model(name="batch_size", help="Pictures that run together.", metavar="N", default="1 on a CPU, else 8"),
+    _model(
         name="deterministic",
         help="One picture at a time, so that none depends on its neighbours' rounding.",
-        panel=MODEL,
         switch=True,
     ),
-    Flag(
-        name="threads",
-        help="Of the processor; the last bits depend on it.",
-        panel=MODEL,
-        metavar="N",
-        default="one a core",
-    ),
-    Flag(name="offline", help="Never use the network.", panel=MODEL, switch=True),
+    _model(name="threads", help="Of the processor; the last bits depend on it.", metavar="N", default="one a core"),
+    _model(name="offline", help="Never use the network.", switch=True),
 )
 
 RUN_FLAGS = (
     *LOAD_FLAGS,
-    Flag(
+    _output(
         name="safety",
         help="off, flag, blur or block what the checker finds.",
-        panel=OUTPUT,
         metavar="NAME",
         default="flag",
         choices=SAFETY_POLICIES,
     ),
-    Flag(
-        name="watermark",
-        help="The invisible mark that a program made it.",
-        panel=OUTPUT,
-        default="watermark",
-        switch=True,
-    ),
+    _output(name="watermark", help="The invisible mark that a program made it.", default="watermark", switch=True),
 )
 
 Out = Annotated[

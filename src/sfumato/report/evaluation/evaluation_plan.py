@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from sfumato.errors import InvalidRequest, OutputError
-from sfumato.files import locked, plain_name, write_text
+from sfumato.errors import InvalidRequest
+from sfumato.files import locked, make_folder, plain_name, write_text
 from sfumato.pipeline.request import Request
 from sfumato.report.evaluation.prompt_list import PromptList, read_prompts, write_prompts
 from sfumato.report.evaluation.protocols import Protocol
@@ -124,10 +124,7 @@ def start(folder: Path, plan: Plan, prompts: PromptList) -> None:
 
     Raises `InvalidRequest` naming what differs, or `OutputError`. Several processes may do so at once.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: the folder could not be made ({error.strerror}): choose another one") from error
+    make_folder(folder)
     with locked(folder / LOCK):
         if (folder / PLAN).exists():
             before = read_plan(folder)
