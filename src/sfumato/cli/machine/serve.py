@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,8 @@ from sfumato.cli.options.settings import read_settings
 from sfumato.cli.terminal.output_lines import write_line
 from sfumato.runtime import require
 
-_SERVER, _ACCESS = "Server", "Access"
+_server = partial(typer.Option, rich_help_panel="Server")
+_access = partial(typer.Option, rich_help_panel="Access")
 _NAMES = ("device", "dtype", "engine", "memory", "vae_tiling", "variant", "ema", "safety", "watermark")
 _WORKER = tuple(flag for flag in RUN_FLAGS if flag.name in _NAMES)
 
@@ -25,40 +27,21 @@ _WORKER = tuple(flag for flag in RUN_FLAGS if flag.name in _NAMES)
 def serve(
     given: FlagValues,
     host: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS", help="Listen there; others than 127.0.0.1 need a key.", rich_help_panel=_SERVER
-        ),
+        str | None, _server(metavar="ADDRESS", help="Listen there; others than 127.0.0.1 need a key.")
     ] = None,
-    port: Annotated[
-        int | None, typer.Option(metavar="N", help="7860 unless given; 0 is any free one.", rich_help_panel=_SERVER)
-    ] = None,
-    folder: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Jobs and their pictures.", rich_help_panel=_SERVER)
-    ] = None,
+    port: Annotated[int | None, _server(metavar="N", help="7860 unless given; 0 is any free one.")] = None,
+    folder: Annotated[str | None, _server(metavar="DIR", help="Jobs and their pictures.")] = None,
     model: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", metavar="NAME", help="Serve this; again for more.", rich_help_panel=_SERVER),
+        list[str] | None, _server("--model", "-m", metavar="NAME", help="Serve this; again for more.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A TOML file of all these.", rich_help_panel=_SERVER)
-    ] = None,
-    max_waiting: Annotated[
-        int | None, typer.Option(metavar="N", help="Jobs that may wait; 64.", rich_help_panel=_SERVER)
-    ] = None,
+    config: Annotated[Path | None, _server(metavar="FILE", help="A TOML file of all these.")] = None,
+    max_waiting: Annotated[int | None, _server(metavar="N", help="Jobs that may wait; 64.")] = None,
     api_key_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A key a line; SFUMATO_API_KEY is one more.", rich_help_panel=_ACCESS),
+        Path | None, _access(metavar="FILE", help="A key a line; SFUMATO_API_KEY is one more.")
     ] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A name it may be asked under.", rich_help_panel=_ACCESS)
-    ] = None,
-    public_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Its address before a proxy.", rich_help_panel=_ACCESS)
-    ] = None,
-    log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Write prompts into the log.", rich_help_panel=_ACCESS)
-    ] = False,
+    allow_host: Annotated[list[str] | None, _access(metavar="NAME", help="A name it may be asked under.")] = None,
+    public_url: Annotated[str | None, _access(metavar="URL", help="Its address before a proxy.")] = None,
+    log_prompts: Annotated[bool, _access("--log-prompts", help="Write prompts into the log.")] = False,
     fake: Annotated[float | None, typer.Option(hidden=True, help="No model; seconds a step.")] = None,
 ) -> None:
     """Serve pictures over HTTP, until Ctrl-C. What was accepted is made, even if the machine stops in between."""
