@@ -23,6 +23,14 @@ JOBS, COUNT = 6, 3
 KILLS = 20
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """A test that fails leaves no server behind."""
+    yield
+    for server in list(ServerProcess.running):
+        server.kill()
+
+
 def submit(server: ServerProcess, prompt: str, **body: Any) -> dict[str, Any]:
     """Hand in a job under its own key, as often as it takes."""
     request = {"prompt": prompt, "steps": 4, "seed": 5}
@@ -157,7 +165,6 @@ def test_sigterm_finishes_the_picture_says_goodbye_and_exits_with_0(tmp_path: Pa
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     assert server.process.wait(timeout=60) == 0
     assert time.monotonic() - began < 10
-    server.client.close()
     with server_process(tmp_path / "served") as again:
         (job,) = listed(again)
         assert job["state"] in ("queued", "running")

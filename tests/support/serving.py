@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 from starlette.testclient import TestClient
@@ -64,6 +64,9 @@ def served(folder: Path, *, seconds: float = 0.0, **settings: Any) -> Iterator[S
 class ServerProcess:
     """`sfumato serve` in a process of its own; its worker is a fake one of so many seconds a step, or the real one."""
 
+    running: ClassVar[list[ServerProcess]] = []
+    """All that were started and not killed, for the end of a test that failed."""
+
     def __init__(self, folder: Path, *, seconds: float | None, options: tuple[str, ...] = ()) -> None:
         command = [sys.executable, "-m", "sfumato.cli.entry", "serve", "--port", "0", "--folder", str(folder)]
         fake = () if seconds is None else ("--fake", str(seconds))
@@ -76,6 +79,7 @@ class ServerProcess:
         with self.process.stdout as results:
             said = results.readline()
         assert said.startswith("serving on "), (said, log.read_text())
+        self.running.append(self)
         self.client = httpx2.Client(base_url=said.split()[-1], timeout=30)
 
     def worker(self) -> int | None:
@@ -85,15 +89,16 @@ class ServerProcess:
 
     def kill(self) -> None:
         """End it as a power cut would, but for the worker, which notices."""
-        self.client.close()
         self.process.kill()
         self.process.wait()
+        self.client.close()
+        self.running.remove(self)
 
     def stop(self) -> int:
         """Ask it to end; its exit code."""
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(timeout=60)
-        self.client.close()
+        self.kill()
         return code
 
     def kill_worker(self) -> None:
@@ -112,7 +117,8 @@ def server_process(
     try:
         yield server
     finally:
-        server.kill()
+        if server in ServerProcess.running:
+            server.kill()
 
 
 def events_of(lines: Iterator[str]) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
