@@ -329,6 +329,17 @@ def test_latents_encoded_before_train_too(cli: Cli, folder: Path, made: Path) ->
     assert "unet.sample_size" in refused.errors[0]
 
 
+@pytest.mark.parametrize(("kind", "config"), [("diffusion", DIFFUSION), ("clip", CLIP)])
+def test_a_tokenizer_that_does_not_fit_is_not_kept(cli: Cli, folder: Path, made: Path, kind: str, config: str) -> None:
+    """So that the advice, another tokenizer for the same run, can be followed."""
+    (folder / "few.toml").write_text(config.replace("vocab_size = 4000", "vocab_size = 10"))
+    words = ("train", kind, "few.toml", "--data", str(made / "pictures"), "--out", "refused", *CPU)
+    parts = ("--autoencoder", str(made / "ae")) if kind == "diffusion" else ()
+    refused = cli(*words, *parts, "--tokenizer", "pocket")
+    assert refused.code == 2 and "the tokenizer has 4000 tokens" in refused.errors[0]
+    assert not (folder / "refused" / "parts" / "tokenizer").exists()
+
+
 def test_a_retriever_is_trained_and_judges(cli: Cli, folder: Path, made: Path) -> None:
     (folder / "clip.toml").write_text(CLIP)
     words = ("train", "clip", "clip.toml", "--data", str(made / "pictures"), "--tokenizer", "pocket", *CPU)

@@ -137,7 +137,7 @@ def test_what_cannot_stay_in_the_file_is_said(files: dict[str, Path], caplog: py
         half = sfumato.load_pipeline(files["float16"], memory="low", dtype="bfloat16", device="cpu")
     assert "memory low: weights are read layer by layer in float32 on a CPU only" in caplog.text
     assert half.vae_tiling == "frugal"
-    with pytest.raises(InvalidRequest, match="memory 'tiny' is unknown: use auto, lean, low"):
+    with pytest.raises(InvalidRequest, match="memory 'tiny' is unknown: choose from auto, lean, low"):
         load(files["float16"], "tiny")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -75,6 +76,7 @@ class ServerProcess:
             self.process = subprocess.Popen(
                 [*command, *fake, *options], stdout=subprocess.PIPE, stderr=said_to_people, text=True
             )
+        atexit.register(self.process.kill)  # where a test that fails leaves it
         assert self.process.stdout is not None
         with self.process.stdout as results:
             said = results.readline()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -67,7 +68,8 @@ def check_kinds(options: object) -> None:
     """Raise `InvalidRequest` for a value of another type than its field's."""
     for name, kinds in field_kinds(type(options)).items():
         value = getattr(options, name)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        whole = int in kinds and isinstance(value, Integral)  # numpy's too
+        if not (whole or isinstance(value, kinds)) or (isinstance(value, bool) and bool not in kinds):
             raise InvalidRequest(f"{name} {value!r} must be {_KIND_NAMES.get(kinds[0], 'text')}", field=name)
 
 

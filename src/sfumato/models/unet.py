@@ -214,7 +214,7 @@ class UNet(nn.Module):
         else:
             x = deep
         if residuals.skips:
-            skips = [skip + residual for skip, residual in zip(skips, residuals.skips, strict=False)]
+            skips = [skip + residual for skip, residual in zip(skips, residuals.skips[: len(skips)], strict=True)]
         for up in typed_modules(self.up_blocks, UpBlock):
             x = up(x, skips, layers, shortcuts)
             del skips[up.layers_left - len(up.resnets) :]

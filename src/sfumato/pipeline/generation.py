@@ -40,11 +40,13 @@ class Generation:
         """Seed of each picture."""
         return tuple(request.seed for request in self.requests)
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> bytes | None:
         import io
 
         from sfumato.pictures.contact_sheet import montage
 
+        if not self.images:  # latents were asked for
+            return None
         buffer = io.BytesIO()
         Image.fromarray(montage([np.asarray(image) for image in self.images])).save(buffer, "PNG")
         return buffer.getvalue()

@@ -25,7 +25,7 @@ the path of a file."""
 
 def expand(prompt: str | Request | Sequence[str | Request], count: int, fields: Mapping[str, Any]) -> list[Request]:
     """Make one request a picture: `count` of each prompt, on seeds that rise by one. Raises `InvalidRequest`."""
-    if not isinstance(prompt, (str, Request, Iterable)):
+    if not isinstance(prompt, (str, Request, Iterable)) or isinstance(prompt, (bytes, Mapping)):
         raise InvalidRequest(f"prompt must be a text, a Request or a list of them, not {type(prompt).__name__}")
     prompts = [prompt] if isinstance(prompt, (str, Request)) else list(prompt)
     if not prompts:
@@ -114,8 +114,12 @@ def pictures_named(sources: Iterable[ImageSource], inputs: Mapping[str, Picture]
                 f"inputs={{request.init_image.sha256: …}}"
             )
         pictures[source], found = opened(inputs[source.sha256])
-        if found.path is not None and found.sha256 != source.sha256:
+        if found.sha256 != source.sha256 and found.path is not None:
             raise InvalidRequest(f"{found.path} has changed since the request was made: its SHA-256 is another")
+        if found.sha256 != source.sha256 and source.path is None:  # a file's SHA-256 isn't that of its pixels
+            raise InvalidRequest(
+                f"the picture given for {name} is another: its pixels' SHA-256 is {found.sha256[:12]}…"
+            )
         if (found.width, found.height) != (source.width, source.height):
             raise InvalidRequest(
                 f"{name} has {found.width}×{found.height} pixels, where the request says "
@@ -126,6 +130,7 @@ def pictures_named(sources: Iterable[ImageSource], inputs: Mapping[str, Picture]
 
 def check_latents(latents: object, channels: int) -> None:
     """Raise `InvalidRequest` for what are no latents (B, C, h, w) of so many channels."""
-    if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[1] != channels or not latents.numel():
+    fits = isinstance(latents, Tensor) and latents.ndim == 4 and latents.shape[1] == channels and latents.numel() > 0
+    if not fits or not isinstance(latents, Tensor) or not latents.is_floating_point():
         shape = f" of shape {tuple(latents.shape)}" if isinstance(latents, Tensor) else ""
         raise InvalidRequest(f"latents must be a tensor (B, {channels}, h, w), not a {type(latents).__name__}{shape}")

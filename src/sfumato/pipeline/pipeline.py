@@ -52,6 +52,8 @@ class Pipeline:
     ) -> None:
         self.model = model
         self.watermark = watermark
+        if batch_size is not None and batch_size < 1:
+            raise InvalidRequest(f"batch_size {batch_size} must be at least 1", field="batch_size")
         self.batch_size = batch_size or (1 if model.device.type == "cpu" else 8)
         self._lock = threading.Lock()
         self._checker: Checker | None = None
@@ -113,6 +115,8 @@ class Pipeline:
     def check(self, requests: Sequence[Request]) -> None:
         """Refuse what `generate` would refuse of these, reading prompts and sizes but making no picture.
 
+        Input pictures are not asked for: a request that names one is checked by what it says of it.
+
         Raises `InvalidRequest`, and `UnsafeContent` where the safety policy can't be kept.
         """
         planned = self._planned(requests)
@@ -164,7 +168,12 @@ class Pipeline:
             fields["noise"] = "generator"
         requests = expand(prompt, count, fields)
         pictures |= pictures_named(sources_of(requests) - pictures.keys(), inputs or {})
-        if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != len(requests):
+        if conditioning is not None and not isinstance(conditioning, Conditioning):
+            raise InvalidRequest(f"conditioning must come from encode_prompt, not be a {type(conditioning).__name__}")
+        for one in generator if isinstance(generator, Sequence) else [generator]:
+            if one is not None and not isinstance(one, torch.Generator):
+                raise InvalidRequest(f"a generator must be torch's, not a {type(one).__name__}")
+        if isinstance(generator, Sequence) and len(generator) != len(requests):
             raise InvalidRequest(f"{len(generator)} generators for {len(requests)} pictures: give one, or one for each")
         if latents is not None:
             self._check_latents(latents)
@@ -239,6 +248,8 @@ class Pipeline:
         """A small picture of scaled latents (1, C, h, w), a pixel a cell; nearly free after the first. Raises
         `InvalidRequest`."""
         self._check_latents(latents)
+        if len(latents) != 1:
+            raise InvalidRequest(f"a preview is of one picture's latents, not of {len(latents)}")
         with self._lock:
             if self._preview is None:
                 self._preview = Preview(self.model.autoencoder)

@@ -113,6 +113,41 @@ def test_a_path_in_a_request_is_not_opened(pipeline: Pipeline, tmp_path: Path) -
     assert pipeline.generate(request, init_image=tmp_path / "in.png").requests[0].init_image == source
 
 
+def test_a_picture_in_memory_is_known_by_its_pixels(pipeline: Pipeline) -> None:
+    made = pipeline.generate("crown", init_image=noise_picture(32, 32), **FIELDS)
+    source = made.requests[0].init_image
+    assert source is not None and source.path is None
+    given = {source.sha256: noise_picture(32, 32)}
+    again = pipeline.generate(made.requests[0], inputs=given)
+    assert again.provenance[0].pixels_sha256 == made.provenance[0].pixels_sha256
+    with pytest.raises(InvalidRequest, match="is another"):
+        pipeline.generate(made.requests[0], inputs={source.sha256: Image.new("RGB", (32, 32))})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "message"),
+    [
+        ({"prompt": "crown"}, {}, "not dict"),
+        (b"crown", {}, "not bytes"),
+        ("crown", {"generator": 5}, "must be torch's, not a int"),
+        ("crown", {"generator": [5]}, "must be torch's, not a int"),
+        ("crown", {"conditioning": 5}, "must come from encode_prompt"),
+        ("crown", {"latents": torch.zeros(1, 4, 8, 8, dtype=torch.complex64)}, "must be a tensor"),
+    ],
+)
+def test_what_is_of_another_kind_is_one_line(pipeline: Pipeline, prompt: Any, fields: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        pipeline.generate(prompt, **FIELDS, **fields)
+
+
+def test_a_preview_is_of_one_picture_and_a_batch_of_one_at_least(pipeline: Pipeline) -> None:
+    with pytest.raises(InvalidRequest, match="one picture's latents, not of 2"):
+        pipeline.preview(torch.zeros(2, 4, 8, 8))
+    with pytest.raises(InvalidRequest, match="batch_size -1 must be at least 1"):
+        Pipeline(pipeline.model, batch_size=-1)
+    assert load_pipeline("pocket", batch_size=np.int64(2)).batch_size == 2
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
 def test_arrays_are_pictures(pipeline: Pipeline, dtype: str) -> None:
     picture = noise_picture(32, 32)

@@ -86,10 +86,8 @@ def _lines(path: Path) -> list[str]:
     """The lines of a text file. Raises `InvalidRequest`, for a pipe too: it would be waited for without a word."""
     name = "what stdin gave" if str(path) == STDIN else f"the prompts file {path}"
     try:
-        if path.is_fifo() and path.parts[:2] != (
-            "/",
-            "dev",
-        ):  # those of a shell's <(…) are there, and are being written
+        written = str(path).startswith(("/dev/fd/", "/proc/"))  # the pipe of a shell's <(…)
+        if path.is_fifo() and not written:
             raise InvalidRequest(f"{name} is a pipe: write --prompts-file - and send the prompts to stdin")
         if str(path) == STDIN:
             data = sys.stdin.buffer.read(MAX_BYTES + 1)

@@ -4,7 +4,7 @@
     FOLDER/latents.json     mean and deviation of the latents, folded into the autoencoder before anything is encoded
     FOLDER/tokenizer/       learned from the captions
     FOLDER/moments/NAME/    encoded pictures
-    FOLDER/start/           the model that the stages went on from, where there was one (`warm_start`)
+    FOLDER/start/           the model that the stages went on from, where there was one (`train/starting_model.py`)
     FOLDER/model/           what is published
 
 Whatever is there already is used; so the same call goes on where an earlier one was stopped.

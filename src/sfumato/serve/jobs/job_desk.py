@@ -15,12 +15,12 @@ from typing import Any, ParamSpec, TypeVar
 
 from sfumato.errors import OutputError
 from sfumato.pipeline.request import Request
-from sfumato.serve.jobs.estimate import Estimate
 from sfumato.serve.jobs.event_bus import EventBus
 from sfumato.serve.jobs.fair_queue import FairQueue
 from sfumato.serve.jobs.job_files import Ending, JobFiles
 from sfumato.serve.jobs.job_record import ENDED, Event, Job, new_id
 from sfumato.serve.jobs.store import Store
+from sfumato.serve.jobs.waiting_time import Estimate
 from sfumato.serve.observe.server_metrics import ServerMetrics
 from sfumato.serve.problems import Refused
 from sfumato.serve.server_settings import EVENTS_KEPT, ServerSettings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sfumato.errors import InvalidConfig, ModelNotFound
@@ -43,10 +43,17 @@ def tokenizer_folder(run: Path) -> Path:
     return folder
 
 
-def keep_tokenizer(run: Path, files: Mapping[str, str], where: Path) -> Tokenizer:
-    """Put a tokenizer's files beside the run, and read it. `InvalidConfig` where the run was begun with another."""
+def keep_tokenizer(
+    run: Path, files: Mapping[str, str], where: Path, *, check: Callable[[Tokenizer], object]
+) -> Tokenizer:
+    """Put a tokenizer's files beside the run, and read it; one that `check` refuses isn't kept.
+
+    `InvalidConfig` where the run was begun with another; raises what `check` raises.
+    """
     tokenizer = Tokenizer.from_files(files, folder=where)
     folder = run / PARTS / "tokenizer"
+    if not folder.is_dir():
+        check(tokenizer)
     make_folder(folder.parent)
     with locked(folder.parent / ".lock"):  # processes of one run find the parts in turn
         if not folder.is_dir():

@@ -41,14 +41,18 @@ def train_clip(
     """
     pictures = open_pictures(data, config.data, config.run.seed)
     held_out = differently_called(pictures.held_out, 2 * CANDIDATES)
-    words = keep_tokenizer(folder, *tokenizer_files(tokenizer, start, folder))
+
+    def task_with(words: Tokenizer) -> ClipTask:
+        return ClipTask(config, pictures.training, words, held_out)
+
+    words = keep_tokenizer(folder, *tokenizer_files(tokenizer, start, folder), check=task_with)
 
     def publish(module: nn.Module, model: Path) -> None:
         assert isinstance(module, Clip)
         publish_clip(module, tokenizer_folder(folder), model, overwrite=True)
 
     return train_and_publish(
-        ClipTask(config, pictures.training, words, held_out),
+        task_with(words),
         config,
         folder,
         start=None if start is None else partial(clip_weights, start),

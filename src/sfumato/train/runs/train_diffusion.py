@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,9 @@ def train_diffusion(
         )
     vae = autoencoder_for(autoencoder, start, folder)
     check_autoencoder(vae, config.unet, config.scaling_factor)
-    words = keep_tokenizer(folder, *tokenizer_files(tokenizer, start, folder))
-    _check_tokenizer(words, config)
+    check = partial(_check_tokenizer, config)
+    words = keep_tokenizer(folder, *tokenizer_files(tokenizer, start, folder), check=check)
+    check(words)
     keep_autoencoder(folder, vae)
     vae.to(device or "cpu")
     latents = _latents(config, data, folder, vae, on_progress, cancellation or Cancellation())
@@ -220,7 +222,7 @@ def _latents(
     )
 
 
-def _check_tokenizer(tokenizer: Tokenizer, config: DiffusionTraining) -> None:
+def _check_tokenizer(config: DiffusionTraining, tokenizer: Tokenizer) -> None:
     text = config.text_encoder
     if tokenizer.vocab_size > text.vocab_size or tokenizer.max_length > text.positions:
         raise InvalidConfig(
