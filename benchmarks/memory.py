@@ -84,7 +84,7 @@ def write_model(folder: Path) -> None:
 def run_ours(folder: str, options: Mapping[str, str]) -> dict[str, object]:
     from sfumato.pipeline.load_pipeline import load_pipeline
 
-    pipeline = load_pipeline(folder, safety="off", **options)  # type: ignore[arg-type]
+    pipeline = load_pipeline(folder, safety="off", **options)
     marks: list[tuple[float, float]] = []
 
     def note(event: object) -> None:
@@ -165,7 +165,7 @@ def main(names: tuple[str, ...] = ()) -> None:
 
 def median(rows: list[dict[str, object]]) -> dict[str, object]:
     return {
-        key: statistics.median(row[key] for row in rows) if isinstance(value, (int, float)) else value  # type: ignore[type-var]
+        key: statistics.median(row[key] for row in rows) if isinstance(value, (int, float)) else value
         for key, value in rows[0].items()
     }
 

@@ -120,7 +120,7 @@ def run_ours(precision: str, batch: int, folder: Path, clock: Clock) -> None:
     run = RunConfig(
         steps=WARM + STEPS,
         batch=batch,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         clip_norm=CLIP,
         ema_decay=DECAY,
         validate_every=0,
@@ -219,7 +219,7 @@ def main() -> None:
     for name, row in medians.items():
         print(f"{name:24}" + "".join(f"{value:16}" for value in row.values()))
     compared = {
-        name: round(medians[name]["images/s"] / (wanted[name].processes * medians["one process"]["images/s"]), 3)  # type: ignore[operator]
+        name: round(medians[name]["images/s"] / (wanted[name].processes * medians["one process"]["images/s"]), 3)
         for name in medians
         if wanted[name].processes > 1
     }

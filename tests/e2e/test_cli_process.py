@@ -31,7 +31,7 @@ def start(*arguments: str, **options: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
-        **options,  # type: ignore[call-overload]
+        **options,
     )
 
 

@@ -39,7 +39,7 @@ class Draws:
 
 
 def ours(sampler: str, steps: int, profile: str, **choices: object) -> Tensor:
-    the_plan = plan(NOISE, sampler=sampler, steps=steps, profile=profile, **choices)  # type: ignore[arg-type]
+    the_plan = plan(NOISE, sampler=sampler, steps=steps, profile=profile, **choices)
     return run(the_plan, toy_predict, enter(the_plan, unit()), noise=Draws())
 
 

@@ -66,7 +66,7 @@ def test_without_triton_nothing_is_fused_and_the_reason_is_told(monkeypatch: pyt
 
 def test_a_triton_whose_errors_have_no_module_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     triton = ModuleType("triton")
-    triton.__version__ = "3.0.0"  # type: ignore[attr-defined]
+    triton.__version__ = "3.0.0"
     monkeypatch.setitem(sys.modules, "triton", triton)
     monkeypatch.setitem(sys.modules, "triton.errors", None)
     assert why_not.__wrapped__("cpu").startswith("triton 3.0.0 has no triton.errors: install ")

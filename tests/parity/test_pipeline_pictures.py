@@ -46,7 +46,7 @@ def nine_channels(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(tmp_path_factory.mktemp("inpainting"), unet="inpainting", vae="v1-like")
 
 
-class LMSWithItsOwnHistory(diffusers.LMSDiscreteScheduler):  # type: ignore[misc]
+class LMSWithItsOwnHistory(diffusers.LMSDiscreteScheduler):
     """diffusers' LMS, but of the order its history allows.
 
     Started in the middle, diffusers' takes four weights for a history of one and loses what the others would carry.

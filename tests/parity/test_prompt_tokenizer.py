@@ -166,7 +166,7 @@ LAYOUTS = [sd2_folder, no_map, bare, only_tokenizer_json, sd2_tokenizer_json, ad
 def test_folder_layouts_match_transformers(tmp_path: Path, layout: object) -> None:
     folder = tmp_path / "tokenizer"
     shutil.copytree(ASSETS / "pocket" / "tokenizer", folder)
-    layout(folder)  # type: ignore[operator]
+    layout(folder)
     ours, theirs = Tokenizer.from_folder(folder), CLIPTokenizer.from_pretrained(folder)
     test_frame_matches_transformers((ours, theirs))
     for text in CORPUS:
@@ -206,7 +206,7 @@ BROKEN = {
 def test_broken_folders_are_one_line_errors(tmp_path: Path, damage: object, message: str) -> None:
     folder = tmp_path / "tokenizer"
     shutil.copytree(ASSETS / "pocket" / "tokenizer", folder)
-    damage(folder)  # type: ignore[operator]
+    damage(folder)
     with pytest.raises(InvalidConfig) as caught:
         Tokenizer.from_folder(folder)
     assert message in str(caught.value)

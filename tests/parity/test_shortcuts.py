@@ -76,7 +76,7 @@ def test_pictures_are_those_of_the_authors_deepcache(v1_like: Pair, branch: int,
         theirs = v1_like.theirs("a red heart", latents=noise, **options).images
     finally:
         helper.disable()
-    ours = v1_like.pipeline.generate(  # type: ignore[attr-defined]
+    ours = v1_like.pipeline.generate(
         "a red heart",
         latents=noise,
         sampler="ddim",
@@ -92,7 +92,7 @@ def test_pictures_are_those_of_the_authors_deepcache(v1_like: Pair, branch: int,
 def v1_like(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder: Path = tmp_path_factory.mktemp("v1-like")
     pair = Pair(folder, unet="v1-like")
-    pair.pipeline = load_pipeline(folder, device="cpu", safety="off", engine="eager")  # type: ignore[attr-defined]
+    pair.pipeline = load_pipeline(folder, device="cpu", safety="off", engine="eager")
     return pair
 
 

@@ -32,7 +32,7 @@ NASTY = st.text() | st.text(alphabet='",:\\\n\r\t ()<>&\0\ufffe\uffff\U0001f600Ã
 def provenance(prompt: str = "a red heart", negative_prompt: str = "", **changes: object) -> Provenance:
     request = Request(prompt=prompt, negative_prompt=negative_prompt, seed=42, width=24, height=16)
     given = {"request": request, "width": 24, "height": 16, "pixels_sha256": pixels_sha256(PIXELS)} | changes
-    return record(**given)  # type: ignore[arg-type]
+    return record(**given)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -189,7 +189,7 @@ def test_noise_that_cannot_be_computed_is_a_configuration_error() -> None:
         {"trained_betas": (0.5,), "num_train_timesteps": 1, "rescale_betas_zero_snr": True},
     ):
         with pytest.raises(InvalidConfig):
-            NoiseSchedule(**fields)  # type: ignore[arg-type]
+            NoiseSchedule(**fields)
 
 
 def test_published_shapes_are_within_the_bounds() -> None:

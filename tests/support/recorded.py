@@ -25,4 +25,4 @@ def record(request: Request, *, width: int, height: int, **changes: object) -> P
         torch="2.13.0",
         sfumato="0.1.0",
     )
-    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(made, **changes)

@@ -44,7 +44,7 @@ def reference_pipeline(
     )
     unet_config = {"layers_per_block": 2, **UNETS[unet], "sample_size": 8}
     unet_config["cross_attention_dim"] = text_config["hidden_size"]
-    levels = len(AUTOENCODERS[vae]["block_out_channels"])  # type: ignore[arg-type]
+    levels = len(AUTOENCODERS[vae]["block_out_channels"])
     autoencoder = diffusers.AutoencoderKL(
         **{"latent_channels": 4, **AUTOENCODERS[vae]},
         down_block_types=["DownEncoderBlock2D"] * levels,

@@ -76,7 +76,7 @@ def networks() -> Iterator[tuple[str, float]]:
             if isinstance(module, nn.GroupNorm):
                 nn.init.normal_(module.weight)
                 nn.init.normal_(module.bias)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
     x, t, context = torch.randn(2, 4, 6, 5), torch.tensor([981.0, 3.0]), torch.randn(2, 3, 8)
     yield "UNet", relative(fused_copy(unet)(x, t, context), unet(x, t, context))
     latents, image = torch.randn(1, 2, 4, 3), torch.randn(1, 3, 8, 6)

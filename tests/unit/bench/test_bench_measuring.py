@@ -132,7 +132,7 @@ def test_a_preset_paints_with_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_an_impossible_plan_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        Plan(**values)  # type: ignore[arg-type]
+        Plan(**values)
 
 
 def test_ratios_are_of_the_rounds_and_shares_of_the_peak_in_the_same_dtype() -> None:

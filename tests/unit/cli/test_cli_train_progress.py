@@ -26,7 +26,7 @@ def test_a_log_has_a_line_each_half_minute_that_pictures_take(capsys: pytest.Cap
         ("samples", 0, 60),
     ):
         for i in range(11):
-            lines(told(stage, step + i * (steps - step) // 10, steps))  # type: ignore[arg-type]
+            lines(told(stage, step + i * (steps - step) // 10, steps))
             now += {"draw": 11.0, "samples": 0.5 if steps == 60 else 20.0, "train": 50.0}[stage]
     assert capsys.readouterr().err.splitlines() == [
         "drawing 300 of 1000, 9.1 images/s, 1 minutes left",

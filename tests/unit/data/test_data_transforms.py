@@ -42,7 +42,7 @@ def test_hidden_colours_stay_hidden() -> None:
     layer[:, :32] = (255, 0, 0, 0)
     layer[:, 32:] = (0, 0, 255, 255)
     for kernel in ("area", "lanczos"):
-        small = np.asarray(resized(Image.fromarray(layer), 7, 7, kernel))  # type: ignore[arg-type]
+        small = np.asarray(resized(Image.fromarray(layer), 7, 7, kernel))
         assert (small[small[..., 3] > 0][:, 0] == 0).all()
 
 
@@ -50,7 +50,7 @@ def test_pictures_without_transparency_are_resized_by_pillow() -> None:
     picture = noise(31, 17, 0)
     assert resized(picture, 9, 8).tobytes() == picture.resize((9, 8), Image.Resampling.LANCZOS).tobytes()
     with pytest.raises(InvalidRequest, match="'cubic'"):
-        resized(picture, 4, 4, "cubic")  # type: ignore[arg-type]
+        resized(picture, 4, 4, "cubic")
 
 
 @pytest.mark.parametrize("size", [(64, 128), (128, 64), (100, 100), (32, 512)])

@@ -29,7 +29,7 @@ def complete_run(the_plan: Plan, seeds: list[int], **options: object) -> Tensor:
     """Text to image with per-picture seeds, as the pipeline does it."""
     draw = cpu_noise(seeds)
     x = enter(the_plan, draw((len(seeds), *SHAPE[1:])))
-    return run(the_plan, toy_predict, x, noise=step_noise(the_plan, draw, seeds, x), **options)  # type: ignore[arg-type]
+    return run(the_plan, toy_predict, x, noise=step_noise(the_plan, draw, seeds, x), **options)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
@@ -213,7 +213,7 @@ def test_guidance_combines_and_skips(
 ) -> None:
     answers = [start_noise(i) for i in range(3)]
     log: list[tuple[int, ...]] = []
-    predict = guide(counted_answers(answers, log), **options)  # type: ignore[arg-type]
+    predict = guide(counted_answers(answers, log), **options)
     combined = sum((factor * answer for factor, answer in zip(expected, answers, strict=True)), torch.zeros(SHAPE))
     torch.testing.assert_close(predict(start_noise(), 1.0, 1.0), combined, rtol=1e-5, atol=1e-5)
     assert log == [asked]
@@ -221,9 +221,9 @@ def test_guidance_combines_and_skips(
 
 def test_rescale_is_per_picture() -> None:
     answers = [start_noise(i) * torch.tensor([1.0, 30.0]).view(2, 1, 1, 1) for i in range(2)]
-    together = guide(counted_answers(answers, []), scale=7.5, rescale=0.7)  # type: ignore[arg-type]
+    together = guide(counted_answers(answers, []), scale=7.5, rescale=0.7)
     second = [answer[1:] for answer in answers]
-    alone = guide(counted_answers(second, []), scale=7.5, rescale=0.7)  # type: ignore[arg-type]
+    alone = guide(counted_answers(second, []), scale=7.5, rescale=0.7)
     x = start_noise()
     torch.testing.assert_close(together(x, 1.0, 1.0)[1:], alone(x[1:], 1.0, 1.0))
 

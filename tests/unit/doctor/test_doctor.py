@@ -42,7 +42,7 @@ def facts(**changes: object) -> MachineFacts:
         "loaded": "7f00 r-xp /usr/lib/libtcmalloc_minimal.so.4",
         "environment": {},
     }
-    return MachineFacts(**(values | changes))  # type: ignore[arg-type]
+    return MachineFacts(**(values | changes))
 
 
 def findings(threads: int = 2, capability: str = "AVX512", **changes: object) -> dict[str, Finding]:
@@ -84,7 +84,7 @@ def test_physical_cores(made: str, usable: int, quota: float | None, cores: int)
     ],
 )
 def test_what_could_be_better_is_said(about: str, changes: dict[str, object], word: str) -> None:
-    finding = findings(**changes)[about]  # type: ignore[arg-type]
+    finding = findings(**changes)[about]
     assert finding.state == "advice"
     assert word in finding.advice
 
@@ -99,7 +99,7 @@ def test_a_containers_limit_counts_as_for_a_run(tmp_path: Path, monkeypatch: pyt
 
 def test_torch_that_asks_for_huge_pages_gets_them() -> None:
     asked = {"huge_pages": "always [madvise] never", "environment": {"THP_MEM_ALLOC_ENABLE": "1"}}
-    assert findings(**asked)["huge pages"].state == "ok"  # type: ignore[arg-type]
+    assert findings(**asked)["huge pages"].state == "ok"
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_diffusers_and_we_read_the_shards_we_write(tmp_path: Path) -> None:
         assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
     for layout, size in (("compvis", 2**20), ("diffusers", 0)):
         with pytest.raises(InvalidRequest, match="max_shard_size"):
-            convert(POCKET, tmp_path / "x", layout=layout, max_shard_size=size)  # type: ignore[arg-type]
+            convert(POCKET, tmp_path / "x", layout=layout, max_shard_size=size)
 
 
 @pytest.mark.parametrize("shard_size", [None, 2**20], ids=["whole", "shards"])
@@ -308,7 +308,7 @@ def test_a_variants_name_says_what_is_in_it(tmp_path: Path) -> None:
         ({"layout": "compvis", "variant": "fp16"}, "names files in a folder"),
     ):
         with pytest.raises(InvalidRequest, match=says):
-            convert(POCKET, tmp_path / "x.safetensors", **options)  # type: ignore[arg-type]
+            convert(POCKET, tmp_path / "x.safetensors", **options)
     assert list(tmp_path.iterdir()) == []
 
 

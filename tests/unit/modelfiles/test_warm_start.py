@@ -80,7 +80,7 @@ def read_from(monkeypatch: pytest.MonkeyPatch, path: Path) -> set[Path]:
 
     def noting(self: Checkpoint, *arguments: object, **options: object) -> torch.Tensor:
         seen.add(self.path)
-        return read(self, *arguments, **options)  # type: ignore[arg-type]
+        return read(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "read", noting)

@@ -150,7 +150,7 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.server.asked.append(self.path)
         path = self.path.partition("?")[0].replace("%2F", "/")
         repository = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
         if repository == "who/portal":
@@ -168,7 +168,7 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         else:
             data = FILES[path.split("/resolve/")[1].partition("/")[2]]
             etag = hashlib.sha256(data).hexdigest()
-            if repository == "who/tampered" and self.server.tampers:  # type: ignore[attr-defined]
+            if repository == "who/tampered" and self.server.tampers:
                 data = data.swapcase()
             self.answer(200, data, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'}, short=repository == "who/short")
 
@@ -201,7 +201,7 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def fake_hub() -> Iterator[http.server.ThreadingHTTPServer]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    server.asked, server.tampers = [], True  # type: ignore[attr-defined]
+    server.asked, server.tampers = [], True
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
@@ -265,7 +265,7 @@ def test_pull(fake_hub: http.server.ThreadingHTTPServer, tmp_path: Path) -> None
     assert result["steps"][-1] == ["download", total, total]
     assert all(stage == "download" and 0 <= step <= total == steps for stage, step, steps in result["steps"])
     assert result["verified"] == {name: True for name in fetched if name.endswith(".safetensors")}
-    assert not any("evil" in path or path.endswith(".bin") for path in fake_hub.asked)  # type: ignore[attr-defined]
+    assert not any("evil" in path or path.endswith(".bin") for path in fake_hub.asked)
 
     # Without the Hub: what is there is found, by its id too; what isn't is one line of advice.
     fake_hub.shutdown()
@@ -372,7 +372,7 @@ print(json.dumps([*pull(), [model.name for model in store.list_models()]]))
     said, _, _, names = run(program, endpoint, tmp_path)
     assert said.startswith("who/tampered: text_encoder/model.safetensors came with other bytes than the Hub names")
     assert names == ["pocket"]
-    fake_hub.tampers = False  # type: ignore[attr-defined]
+    fake_hub.tampers = False
     said, files, checks, names = run(program, endpoint, tmp_path)
     assert (said, names) == ("", ["pocket", "tampered"] if names[0] == "pocket" else ["tampered", "pocket"])
     assert checks == dict.fromkeys(files, True) and len(files) == 3

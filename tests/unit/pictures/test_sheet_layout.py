@@ -117,7 +117,7 @@ def test_the_systems_font_with_the_most_letters_is_taken(monkeypatch: pytest.Mon
     assert isinstance(lettering.font_for("plain", 20), ImageFont.FreeTypeFont)  # Pillow's own
     assert lettering.font_for("é", 20) is fonts["latin.ttf"]
     assert lettering.font_for("éж猫", 20) is fonts["more.ttf"]
-    assert lettering.drawable("éж猫", fonts["more.ttf"]) == r"éж\u732b"  # type: ignore[arg-type]
+    assert lettering.drawable("éж猫", fonts["more.ttf"]) == r"éж\u732b"
     assert isinstance(lettering.font_for("猫", 20), ImageFont.FreeTypeFont)  # nobody has it
 
 

@@ -411,5 +411,5 @@ def test_an_inpainting_model_wants_a_mask(tmp_path: Path) -> None:
 def test_results_cannot_be_changed_afterwards(pipeline: Pipeline) -> None:
     result = pipeline.generate("crown", **FIELDS)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        result.images = ()  # type: ignore[misc]
+        result.images = ()
     assert result._repr_png_().startswith(b"\x89PNG")

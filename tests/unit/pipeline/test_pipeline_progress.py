@@ -41,7 +41,7 @@ def test_events_count_up_through_every_step_of_every_picture(pipeline: Pipeline)
     walked = [(event.image, event.step, event.steps) for event in events if event.stage == "denoise"]
     assert walked == [(image, step, 5) for image in (0, 1) for step in range(1, 6)]
     sigmas = [event.sigma for event in events if event.stage == "denoise" and event.image == 0]
-    assert sigmas == sorted(sigmas, reverse=True)  # type: ignore[type-var]
+    assert sigmas == sorted(sigmas, reverse=True)
     assert sigmas[-1] == 0.0
     assert events[0].stage == "encode"
 
@@ -158,7 +158,7 @@ def test_an_interrupted_generation_leaves_nothing(
 def test_stream_yields_progress_and_then_the_pictures(pipeline: Pipeline) -> None:
     *events, result = pipeline.stream("crown", seed=3, **FIELDS)
     assert all(isinstance(event, Progress) for event in events)
-    assert [event.step for event in events if event.stage == "denoise"][-1] == 5  # type: ignore[union-attr]
+    assert [event.step for event in events if event.stage == "denoise"][-1] == 5
     assert isinstance(result, Generation)
     assert result.provenance == pipeline.generate("crown", seed=3, **FIELDS).provenance
 
@@ -170,7 +170,7 @@ def test_closing_a_stream_stops_its_work(pipeline: Pipeline) -> None:
     for event in stream:
         if isinstance(event, Progress) and event.stage == "denoise":
             break
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert cancellation.requested
     assert threading.active_count() == threads
 
@@ -182,7 +182,7 @@ def test_whatever_stops_the_reader_of_a_stream_stops_its_work(pipeline: Pipeline
     stream = pipeline.stream("crown", steps=1000, cancellation=cancellation)
     next(stream)
     with pytest.raises(error):
-        stream.throw(error)  # type: ignore[attr-defined]
+        stream.throw(error)
     assert cancellation.requested
     assert threading.active_count() == threads
 

@@ -26,7 +26,7 @@ def test_the_bar_stays_where_the_last_step_left_it() -> None:
         ("decode", 1, 1),
         ("check", 0, 1),
     ):
-        tracker.on_progress(Progress(stage=stage, step=step, steps=steps))  # type: ignore[arg-type]
+        tracker.on_progress(Progress(stage=stage, step=step, steps=steps))
         seen.append((bar.tasks[0].description, bar.tasks[0].completed, bar.tasks[0].total))
     assert seen == [
         ("downloading", 700, 900),

@@ -90,7 +90,7 @@ def test_kept_and_cut_make_the_prompt(words: list[str], extra: int) -> None:
 @given(words=WORDS, extra=st.integers(0, 300), syntax=st.sampled_from(["plain", "weighted"]))
 def test_chunks_lose_nothing(words: list[str], extra: int, syntax: str) -> None:
     text = "one " * extra + " ".join(words)
-    plan = plan_prompt(TOKENIZER, text, syntax=syntax, long_prompts="chunk")  # type: ignore[arg-type]
+    plan = plan_prompt(TOKENIZER, text, syntax=syntax, long_prompts="chunk")
     assert plan.cut == ()
     expected = REFERENCE(text, add_special_tokens=False).input_ids
     ids = plan.conditions[0].windows.ids
@@ -115,7 +115,7 @@ def test_plain_syntax_reads_brackets_as_text() -> None:
 
 def test_break_opens_windows_in_either_mode() -> None:
     for long_prompts in ("warn", "chunk"):
-        plan = plan_prompt(TOKENIZER, "a cat BREAK a dog BREAK", syntax="weighted", long_prompts=long_prompts)  # type: ignore[arg-type]
+        plan = plan_prompt(TOKENIZER, "a cat BREAK a dog BREAK", syntax="weighted", long_prompts=long_prompts)
         assert [list(ids) for ids in plan.conditions[0].windows.ids] == [framed("a cat"), framed("a dog")]
     plan = plan_prompt(TOKENIZER, "BREAK a dog", syntax="weighted")
     assert [list(ids) for ids in plan.conditions[0].windows.ids] == [framed(""), framed("a dog")]

@@ -71,7 +71,7 @@ def by_character(text: str) -> list[tuple[str, float]]:
 
     def weigh(first: int, factor: float) -> None:
         for character in characters[first:]:
-            character[1] *= factor  # type: ignore[operator]
+            character[1] *= factor
 
     while i < len(text):
         c = text[i]
@@ -98,7 +98,7 @@ def by_character(text: str) -> list[tuple[str, float]]:
         if runs and runs[-1][1] == weight:
             runs[-1] = (runs[-1][0] + str(c), runs[-1][1])
         else:
-            runs.append((str(c), weight))  # type: ignore[arg-type]
+            runs.append((str(c), weight))
     return runs
 
 

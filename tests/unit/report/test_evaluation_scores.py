@@ -153,7 +153,7 @@ def test_few_pictures_for_many_features_are_told(caplog: pytest.LogCaptureFixtur
 
 def test_a_network_that_answers_nan_is_named(tmp_path: Path) -> None:
     network = MeanColours()
-    network.features = lambda pictures: {"colours": np.full((len(pictures), 3), np.nan, np.float32)}  # type: ignore[method-assign]
+    network.features = lambda pictures: {"colours": np.full((len(pictures), 3), np.nan, np.float32)}
     with pytest.raises(InvalidRequest, match="gives colours features that are not numbers"):
         cached_features(tmp_path, coloured(2, 0), network)
 
@@ -351,7 +351,7 @@ class Words:
 def test_what_a_classifier_sees_is_counted() -> None:
     probe = Neutral(prompts=("a", "b"), attributes={"colour": ("red", "blue")}, template="{}")
     embeddings = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0.2, 0.9, 0, 0]])
-    found = counted(["a", "b", "b"], embeddings, Words(), probe)  # type: ignore[arg-type]
+    found = counted(["a", "b", "b"], embeddings, Words(), probe)
     assert found == {"a": {"colour": {"red": 1, "blue": 0}}, "b": {"colour": {"red": 0, "blue": 2}}}
 
 

@@ -115,7 +115,7 @@ def test_grids_by_name_code_and_provider() -> None:
 )
 def test_what_cannot_be_is_said_in_one_line(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message) as caught:
-        estimate(**wrong)  # type: ignore[arg-type]
+        estimate(**wrong)
     assert "\n" not in str(caught.value)
 
 

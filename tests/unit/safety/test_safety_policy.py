@@ -51,7 +51,7 @@ def test_off_checks_nothing_and_claims_nothing() -> None:
 
 @pytest.mark.parametrize("policy", ["flag", "blur"])
 def test_without_a_checker_pictures_are_unchecked_never_safe(policy: str) -> None:
-    shown, verdicts = screen(IMAGES, None, policy)  # type: ignore[arg-type]
+    shown, verdicts = screen(IMAGES, None, policy)
     assert shown == IMAGES
     assert [verdict.status for verdict in verdicts] == ["unchecked"] * 3
 
@@ -100,7 +100,7 @@ def test_off_loads_no_checker() -> None:
     def load() -> None:
         raise AssertionError("nothing must be loaded")
 
-    assert choose_checker("off", load) is None  # type: ignore[arg-type]
+    assert choose_checker("off", load) is None
 
 
 def test_open_nsfw_is_the_second_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_nothing_installed_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, policy: str
 ) -> None:
     bare(monkeypatch)
-    assert choose_checker(policy, None) is None  # type: ignore[arg-type]
+    assert choose_checker(policy, None) is None
     assert "unchecked" in caplog.text
 
 

@@ -228,7 +228,7 @@ def recorded(noise: NoiseConfig) -> tuple[Recorder, Tensor, Draws, dict[str, Ten
     module = task.build()
     assert isinstance(module, LatentDiffusion)
     recorder = Recorder()
-    module.unet = recorder  # type: ignore[assignment]
+    module.unet = recorder
     draws = Draws(7, 3, range(12, 16))
     batch = task.load(draws)
     loss, _ = task.loss(module, batch, draws)
