@@ -52,7 +52,7 @@ def keep_tokenizer(
     """
     tokenizer = Tokenizer.from_files(files, folder=where)
     folder = run / PARTS / "tokenizer"
-    if not folder.is_dir():
+    if not is_run(run):
         check(tokenizer)
     make_folder(folder.parent)
     with locked(folder.parent / ".lock"):  # processes of one run find the parts in turn
