@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,10 @@ from PIL import Image
 
 from sfumato.errors import InvalidConfig
 from sfumato.models.autoencoder import AutoencoderConfig
-from sfumato.pictures.pixels import psnr
 from sfumato.progress import Cancellation
 from sfumato.toml_files import read_config, to_toml
 from sfumato.train.inputs.draws import Draws
-from sfumato.train.inputs.image_tensors import scaled, to_bytes
+from sfumato.train.inputs.image_tensors import psnr, scaled, to_bytes
 from sfumato.train.run_config import OptimizerConfig, RunConfig
 from sfumato.train.tasks.autoencoder_task import (
     AutoencoderLoss,
@@ -206,7 +204,7 @@ def test_whitening_gives_unit_latents_and_changes_no_picture() -> None:
 
 
 def test_psnr_of_a_known_error() -> None:
-    assert psnr(np.full((1, 3, 4, 4), 0.02), np.zeros((1, 3, 4, 4)), span=2.0) == pytest.approx(40.0, abs=1e-4)
+    assert psnr(torch.full((1, 3, 4, 4), 0.02), torch.zeros(1, 3, 4, 4)) == pytest.approx(40.0, abs=1e-4)
 
 
 def test_transparent_pictures_are_laid_on_white() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def whole_cells(pixels: Tensor, factor: int) -> Tensor:
                             f"leave it out")  # fmt: skip
     top, left = ((size - side) // 2 for size, side in zip(pixels.shape[1:], sides, strict=True))
     return pixels[:, top : top + sides[0], left : left + sides[1]]
+
+
+def psnr(output: Tensor, target: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pixels in [-1, 1], of one shape; infinite where they are equal.
+
+    In float32 on the device, so that a run's scores stay what its older checkpoints hold: `pictures.pixels.psnr`, which
+    is for finished images, differs in the last digits.
+    """
+    error = float(((output - target) / 2.0).square().mean())
+    return -10.0 * math.log10(error) if error else math.inf
 
 
 def write_sheet(pictures: Sequence[Tensor], path: Path) -> None:

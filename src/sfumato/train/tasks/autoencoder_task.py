@@ -18,9 +18,8 @@ from sfumato.data.samples import Dataset
 from sfumato.errors import InvalidConfig
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.efficientnet import packaged_weights
-from sfumato.pictures.pixels import psnr
 from sfumato.train.inputs.draws import Draws
-from sfumato.train.inputs.image_tensors import random_crop, scaled, to_bytes, whole_cells, write_sheet
+from sfumato.train.inputs.image_tensors import psnr, random_crop, scaled, to_bytes, whole_cells, write_sheet
 from sfumato.train.inputs.resident import colours_swapped, cropped, resident_pictures
 from sfumato.train.inputs.sample_order import sample_index
 from sfumato.train.inputs.training_data import DataConfig
@@ -257,7 +256,7 @@ class AutoencoderTask:
         for pixels in self.held_out:
             target = scaled(pixels[None].to(device))
             output = module.autoencoder.decode(module.autoencoder.encode(target).mean).clamp(-1.0, 1.0)
-            psnrs.append(psnr(output.float().cpu().numpy(), target.cpu().numpy(), span=2.0))
+            psnrs.append(psnr(output, target))
             pairs.append(torch.cat([target[0], output[0]], dim=1))
         if not psnrs:
             return {}
