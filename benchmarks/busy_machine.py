@@ -1,7 +1,8 @@
 """What a busy machine costs: `sfumato generate` idle and beside other processes, OpenMP's waiting bounded and not.
 
 Each engine takes its turn with the setting and without, 50 steps of the embedded model, while 0, 2 and 10 processes
-that do nothing but compute run beside it. SFUMATO_BENCH_ROUNDS (3) rounds, SFUMATO_BENCH_BESIDE (0,2,10) processes.
+that do nothing but compute run beside it. SFUMATO_BENCH_ROUNDS (3) rounds, SFUMATO_BENCH_BESIDE (0,2,10) processes,
+SFUMATO_BENCH_PATIENCE (300) seconds for one picture, which is then given up.
 Prints a table for docs/performance.md: seconds of whole commands, the median and the most.
 """
 
@@ -23,7 +24,7 @@ WAYS = {  # `run` is the same command line in a process that has not set anythin
     "now": "from sfumato.cli.main import main; main()",
 }
 OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-PATIENCE = 300.0  # seconds for one picture
+PATIENCE = float(os.environ.get("SFUMATO_BENCH_PATIENCE", "300"))  # seconds for one picture
 
 
 @contextlib.contextmanager
